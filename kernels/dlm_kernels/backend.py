@@ -1,0 +1,28 @@
+"""Which implementation of an op runs, and whether device contents are checked."""
+
+import os
+
+from torch import Tensor
+
+BACKENDS = ("triton", "torch", "reference")
+
+
+def backend_for(tensor: Tensor) -> str:
+    """Name of the backend for ops on `tensor`: "triton" on CUDA, else "torch".
+
+    The environment variable DLM_BACKEND forces one of BACKENDS; any other value is a ValueError.
+    """
+    forced = os.environ.get("DLM_BACKEND")
+    if forced is None:
+        return "triton" if tensor.is_cuda else "torch"
+    if forced not in BACKENDS:
+        raise ValueError(f"DLM_BACKEND is {forced!r}; it must be one of {', '.join(BACKENDS)}")
+    return forced
+
+
+def contents_checked() -> bool:
+    """True under DLM_CHECK=1: ops then read ids and lengths on the host and raise at once.
+
+    Without it nothing is read back: addresses are clamped and the device error word is set.
+    """
+    return os.environ.get("DLM_CHECK") == "1"

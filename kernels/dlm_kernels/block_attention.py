@@ -1,0 +1,517 @@
+r"""Attention of one block over its context and itself, split over the context and merged.
+
+For query i of the block, with keys K and values V (grouped-query heads share them),
+
+    out_i = softmax(scale * q_i K^T) V        lse_i = ln sum_j exp(scale * q_i . k_j)
+
+- bidirectional (k and v given): the keys are [cached context | k], none of them hidden. The fresh
+  k and v are read where they are: nothing is written to the cache or concatenated.
+- causal (k and v absent): the block's keys already lie in the cache behind the context, and query
+  i sees the context and the block's keys 0..i.
+
+A tile holds BLOCK_M query rows: the query heads of a group side by side, position after position,
+so that 32 positions of 4 grouped heads fill 128 rows and each key is read once a group. One program
+walks one split of the context; a second kernel merges the splits in their order. The program whose
+split holds the end of the context also takes the fresh keys.
+
+Numerics "invariant": tiles and splits lie at fixed absolute positions and a tile's shape does not
+depend on the block, so a causal row's bits are a function of its own keys: the same alone, in any
+batch, decoded by itself or verified among 256. "fast": splits follow the batch to fill the chip.
+
+Compulsory traffic: q, the keys and values any query sees, and out, once each. FLOPs: 4 head_dim
+for each visible (query, key) pair; one exponential a pair. The partials of a split context are
+overhead and not counted.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import error_word, launch, reference, torch_backend
+from .backend import backend_for, contents_checked
+from .cost import Cost
+from .validate import FLOAT_DTYPES, check_int, check_tensor, check_unit_stride
+
+MAX_BLOCK = 256
+NUMERICS = ("invariant", "fast")
+
+_LOG2E = 1.4426950408889634
+_LN2 = tl.constexpr(0.6931471805599453)
+# Where a running maximum starts: finite, so that hidden scores (-inf) less it stay -inf.
+_LOWEST = tl.constexpr(-1.0e38)
+_LENGTH_OUT_OF_RANGE = tl.constexpr(error_word.LENGTH_OUT_OF_RANGE)
+
+
+def block_attention_cost(
+    batch: int,
+    block: int,
+    context: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    *,
+    itemsize: int,
+    causal: bool = False,
+    lse: bool = False,
+) -> Cost:
+    """Bidirectional: every query sees context + block keys; causal: (block - 1) / 2 fewer."""
+    pairs = batch * query_heads * block * (context + block)
+    if causal:
+        pairs -= batch * query_heads * block * (block - 1) / 2
+    queries_and_outputs = 2 * batch * block * query_heads * head_dim
+    keys_and_values = 2 * batch * (context + block) * kv_heads * head_dim
+    return Cost(
+        flops=4.0 * head_dim * pairs,
+        bytes=float(itemsize) * (queries_and_outputs + keys_and_values)
+        + (4.0 * batch * block * query_heads if lse else 0.0),
+        exps=float(pairs),
+    )
+
+
+# --- kernels
+
+
+@triton.jit
+def _fold_keys(
+    q,  # [BLOCK_M, D]
+    k_ptr,  # first key of this KV head, as v_ptr
+    v_ptr,
+    stride_k,
+    stride_v,
+    begin,
+    end,
+    last_visible,  # [BLOCK_M], read if MASKED: the last key each row sees
+    scale_log2,
+    peak,
+    total,
+    acc,
+    D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Fold the keys [begin, end) into the running (peak, total, acc) of every row.
+
+    Unmasked, [begin, end) is a whole number of tiles that every row sees. Both forms round alike,
+    operation by operation (fma and dot are spelt out), so it does not matter which one a key meets.
+    """
+    dim = tl.arange(0, D)
+    for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
+        key = start + tl.arange(0, BLOCK_N)
+        k_at = k_ptr + key.to(tl.int64)[:, None] * stride_k + dim[None, :]
+        v_at = v_ptr + key.to(tl.int64)[:, None] * stride_v + dim[None, :]
+        if MASKED:
+            inside = key < end
+            k = tl.load(k_at, mask=inside[:, None], other=0.0)
+            v = tl.load(v_at, mask=inside[:, None], other=0.0)
+        else:
+            k = tl.load(k_at)
+            v = tl.load(v_at)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        if MASKED:
+            visible = inside[None, :] & (key[None, :] <= last_visible[:, None])
+            scores = tl.where(visible, scores, float("-inf"))
+        new_peak = tl.maximum(peak, tl.max(scores, 1) * scale_log2)
+        p = tl.exp2(tl.fma(scores, scale_log2, -new_peak[:, None]))
+        decay = tl.exp2(peak - new_peak)
+        total = tl.fma(total, decay, tl.sum(p, 1))
+        acc = tl.dot(p.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
+        peak = new_peak
+    return peak, total, acc
+
+
+@triton.jit(do_not_specialize=["block", "context_limit", "split_keys"])
+def split_kernel(
+    # Pointers
+    q_ptr,
+    k_cache_ptr,
+    v_cache_ptr,
+    k_ptr,  # read unless CAUSAL, as v_ptr
+    v_ptr,
+    context_lens_ptr,  # int32 [batch]
+    out_ptr,  # written if ONE_SPLIT, as lse_ptr
+    lse_ptr,  # float32 [batch, block, query_heads], written if HAS_LSE
+    partial_out_ptr,  # float32 [splits, batch, block, query_heads, D], written unless ONE_SPLIT
+    partial_lse_ptr,  # float32 [splits, batch, block, query_heads], base 2
+    error_ptr,  # int32 [1], written if HAS_ERROR
+    # Dimensions
+    block,
+    kv_heads,
+    context_limit,
+    split_keys,
+    # Strides, in elements; the last dimension of each tensor is contiguous
+    stride_qb,
+    stride_qm,
+    stride_qh,
+    stride_kcb,
+    stride_kcs,
+    stride_kch,
+    stride_vcb,
+    stride_vcs,
+    stride_vch,
+    stride_kb,
+    stride_km,
+    stride_kh,
+    stride_vb,
+    stride_vm,
+    stride_vh,
+    # Scalars
+    scale_log2,
+    # Meta-parameters
+    GROUP: tl.constexpr,  # query heads a KV head
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    ONE_SPLIT: tl.constexpr,
+    HAS_LSE: tl.constexpr,
+    HAS_ERROR: tl.constexpr,
+):
+    split = tl.program_id(0)
+    tile = tl.program_id(1)
+    b = (tl.program_id(2) // kv_heads).to(tl.int64)
+    kv_head = tl.program_id(2) % kv_heads
+
+    length = tl.load(context_lens_ptr + b)
+    context = tl.minimum(tl.maximum(length, 0), context_limit)
+    if HAS_ERROR:
+        if length != context:
+            tl.atomic_or(error_ptr, _LENGTH_OUT_OF_RANGE)
+
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    m = row // GROUP
+    head = kv_head * GROUP + row % GROUP
+    inside = m < block
+
+    # Keys every row of the tile sees, and keys any row sees, within this split.
+    first_m = tile * BLOCK_M // GROUP
+    last_m = tl.minimum((tile * BLOCK_M + BLOCK_M - 1) // GROUP, block - 1)
+    seen_by_all = context
+    seen_by_any = context
+    if CAUSAL:
+        seen_by_all += first_m + 1
+        seen_by_any += last_m + 1
+    begin = split * split_keys
+    if (begin >= seen_by_any) & (split > 0):
+        return
+    end = tl.minimum(begin + split_keys, seen_by_any)
+    whole_end = tl.maximum(tl.minimum(end, seen_by_all), begin)
+    whole_end = begin + (whole_end - begin) // BLOCK_N * BLOCK_N
+
+    dim = tl.arange(0, D)
+    q_at = q_ptr + b * stride_qb + m.to(tl.int64)[:, None] * stride_qm
+    q_at += head[:, None] * stride_qh + dim[None, :]
+    q = tl.load(q_at, mask=inside[:, None], other=0.0)
+    peak = tl.full([BLOCK_M], _LOWEST, tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, D], tl.float32)
+
+    last_visible = seen_by_any - 1 + tl.zeros([BLOCK_M], tl.int32)
+    if CAUSAL:
+        last_visible = context + m
+    k_cache_ptr += b * stride_kcb + kv_head * stride_kch
+    v_cache_ptr += b * stride_vcb + kv_head * stride_vch
+    peak, total, acc = _fold_keys(
+        q, k_cache_ptr, v_cache_ptr, stride_kcs, stride_vcs, begin, whole_end, last_visible,
+        scale_log2, peak, total, acc, D, BLOCK_N, False, STAGES,
+    )  # fmt: skip
+    peak, total, acc = _fold_keys(
+        q, k_cache_ptr, v_cache_ptr, stride_kcs, stride_vcs, whole_end, end, last_visible,
+        scale_log2, peak, total, acc, D, BLOCK_N, True, 1,
+    )  # fmt: skip
+    if not CAUSAL:
+        if begin + split_keys >= context:
+            fresh_visible = block - 1 + tl.zeros([BLOCK_M], tl.int32)
+            peak, total, acc = _fold_keys(
+                q,
+                k_ptr + b * stride_kb + kv_head * stride_kh,
+                v_ptr + b * stride_vb + kv_head * stride_vh,
+                stride_km, stride_vm, 0, block, fresh_visible,
+                scale_log2, peak, total, acc, D, BLOCK_N, True, 1,
+            )  # fmt: skip
+
+    # A causal row may see no key of a split that later rows of its tile see.
+    blind = total == 0.0
+    out = acc / tl.where(blind, 1.0, total)[:, None]
+    lse = tl.where(blind, float("-inf"), peak + tl.log2(total))
+    at = (b * block + m) * (kv_heads * GROUP) + head
+    if ONE_SPLIT:
+        out_at = out_ptr + at[:, None] * D + dim[None, :]
+        tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=inside[:, None])
+        if HAS_LSE:
+            tl.store(lse_ptr + at, lse * _LN2, mask=inside)
+    else:
+        batch = tl.num_programs(2) // kv_heads
+        at += split.to(tl.int64) * batch * block * (kv_heads * GROUP)
+        tl.store(partial_out_ptr + at[:, None] * D + dim[None, :], out, mask=inside[:, None])
+        tl.store(partial_lse_ptr + at, lse, mask=inside)
+
+
+@triton.jit(do_not_specialize=["block", "context_limit", "split_keys"])
+def merge_kernel(
+    # Pointers
+    partial_out_ptr,  # float32 [splits, batch, block, query_heads, D]
+    partial_lse_ptr,  # float32 [splits, batch, block, query_heads], base 2
+    context_lens_ptr,  # int32 [batch]
+    out_ptr,  # [batch, block, query_heads, D]
+    lse_ptr,  # float32 [batch, block, query_heads], written if HAS_LSE
+    # Dimensions
+    block,
+    query_heads,
+    context_limit,
+    split_keys,
+    # Meta-parameters
+    D: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    HAS_LSE: tl.constexpr,
+):
+    """One program merges BLOCK_H heads of one query, which all see the same splits."""
+    query = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    inside = head < query_heads
+    dim = tl.arange(0, D)
+
+    length = tl.load(context_lens_ptr + query // block)
+    seen = tl.minimum(tl.maximum(length, 0), context_limit)
+    if CAUSAL:
+        seen += (query % block).to(tl.int32) + 1
+    live = tl.maximum(tl.cdiv(seen, split_keys), 1)
+
+    at = query * query_heads + head
+    stride_split = tl.num_programs(0).to(tl.int64) * query_heads
+    peak = tl.full([BLOCK_H], float("-inf"), tl.float32)
+    for first in range(0, live, BLOCK_S):
+        split = first + tl.arange(0, BLOCK_S)
+        lse_at = partial_lse_ptr + split[:, None] * stride_split + at[None, :]
+        there = (split < live)[:, None] & inside[None, :]
+        peak = tl.maximum(peak, tl.max(tl.load(lse_at, mask=there, other=float("-inf")), 0))
+    peak = tl.where(inside, peak, 0.0)
+    total = tl.zeros([BLOCK_H], tl.float32)
+    acc = tl.zeros([BLOCK_H, D], tl.float32)
+    for split in tl.range(0, live, num_stages=4):
+        split_at = split * stride_split + at
+        lse = tl.load(partial_lse_ptr + split_at, mask=inside, other=0.0)
+        out_at = partial_out_ptr + split_at[:, None] * D + dim[None, :]
+        out = tl.load(out_at, mask=inside[:, None], other=0.0)
+        weight = tl.exp2(lse - peak)
+        total += weight
+        acc = tl.fma(out, weight[:, None] + tl.zeros_like(out), acc)
+    out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + at[:, None] * D + dim[None, :], out, mask=inside[:, None])
+    if HAS_LSE:
+        tl.store(lse_ptr + at, (peak + tl.log2(total)) * _LN2, mask=inside)
+
+
+# --- launcher
+
+
+def _launch(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    context_lens: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    scale: float,
+    numerics: str,
+    context_limit: int,
+    return_lse: bool,
+    error: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    out, lse = _empty_outputs(q, return_lse)
+    batch, block, query_heads, head_dim = q.shape
+    if batch == 0:
+        return out, lse
+    kv_heads = k_cache.shape[2]
+    group = query_heads // kv_heads
+    causal = k is None
+    table = launch.BLOCK_ATTENTION[launch.arch_of(q.device)][q.element_size()]
+    config = launch.smallest_serving(table, head_dim)
+    longest = context_limit + block if causal else context_limit
+    block_m, split_keys = config.block_m, config.split_keys
+    if numerics == "fast":
+        block_m = min(block_m, max(16, triton.next_power_of_2(block * group)))
+        row_tiles = batch * kv_heads * triton.cdiv(block * group, block_m)
+        split_keys = _filling_split(longest, row_tiles, config.block_n, q.device)
+    splits = max(1, triton.cdiv(longest, split_keys))
+    one_split = splits == 1
+    partial_out = partial_lse = None
+    if not one_split:
+        partial_out = q.new_empty((splits, *q.shape), dtype=torch.float32)
+        partial_lse = q.new_empty((splits, batch, block, query_heads), dtype=torch.float32)
+    fresh_strides = (0,) * 6 if causal else (*k.stride()[:3], *v.stride()[:3])
+    grid = (splits, triton.cdiv(block * group, block_m), batch * kv_heads)
+    split_kernel[grid](
+        q, k_cache, v_cache, k, v, context_lens, out, lse, partial_out, partial_lse, error,
+        block, kv_heads, context_limit, split_keys,
+        *q.stride()[:3], *k_cache.stride()[:3], *v_cache.stride()[:3], *fresh_strides,
+        scale * _LOG2E,
+        GROUP=group,
+        D=head_dim,
+        BLOCK_M=block_m,
+        BLOCK_N=config.block_n,
+        STAGES=config.num_stages,
+        CAUSAL=causal,
+        ONE_SPLIT=one_split,
+        HAS_LSE=return_lse,
+        HAS_ERROR=error is not None,
+        num_warps=config.num_warps,
+    )  # fmt: skip
+    if not one_split:
+        block_h = min(8, triton.next_power_of_2(query_heads))
+        merge_kernel[(batch * block, triton.cdiv(query_heads, block_h))](
+            partial_out, partial_lse, context_lens, out, lse,
+            block, query_heads, context_limit, split_keys,
+            D=head_dim,
+            BLOCK_H=block_h,
+            BLOCK_S=32,
+            CAUSAL=causal,
+            HAS_LSE=return_lse,
+            num_warps=4,
+        )  # fmt: skip
+    return out, lse
+
+
+def _filling_split(longest: int, row_tiles: int, block_n: int, device: torch.device) -> int:
+    """Keys a split so that about two programs an SM exist, at least four tiles each."""
+    if device.type == "cuda":
+        wanted = 2 * torch.cuda.get_device_properties(device).multi_processor_count
+    else:
+        wanted = 2 * 132
+    splits = max(1, wanted // row_tiles)
+    return max(4, triton.cdiv(triton.cdiv(longest, splits), block_n)) * block_n
+
+
+def _empty_outputs(q: Tensor, return_lse: bool) -> tuple[Tensor, Tensor]:
+    lse_shape = q.shape[:3] if return_lse else (0,)
+    return q.new_empty(q.shape), q.new_empty(lse_shape, dtype=torch.float32)
+
+
+# --- op
+
+
+_IMPLEMENTATIONS = {
+    "triton": _launch,
+    "torch": torch_backend.block_attention,
+    "reference": reference.block_attention,
+}
+
+
+@torch.library.custom_op("dlm_kernels::block_attention", mutates_args=("error",))
+def _block_attention_op(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    context_lens: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    scale: float,
+    numerics: str,
+    context_limit: int,
+    return_lse: bool,
+    error: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    if contents_checked():
+        outside = [n for n in context_lens.tolist() if not 0 <= n <= context_limit]
+        if outside:
+            raise ValueError(
+                f"context_lens holds {outside[0]}; lengths must be in [0, {context_limit}]"
+            )
+    return _IMPLEMENTATIONS[backend_for(q)](
+        q, k_cache, v_cache, context_lens, k, v, scale, numerics, context_limit, return_lse, error
+    )
+
+
+@_block_attention_op.register_fake
+def _(q, k_cache, v_cache, context_lens, k, v, scale, numerics, context_limit, return_lse, error):
+    return _empty_outputs(q, return_lse)
+
+
+def block_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    context_lens: Tensor,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    numerics: str = "invariant",
+    max_context: int | None = None,
+    return_lse: bool = False,
+    error: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention of a block's queries over the cached context and the block itself.
+
+    Args:
+        q: bfloat16, float16 or float32 [batch, block, query_heads, head_dim]; block at most 256,
+            head_dim a power of two from 16 to 256.
+        k_cache, v_cache: [batch, capacity, kv_heads, head_dim] in q's dtype; kv_heads divides
+            query_heads, and query head h uses KV head h // (query_heads // kv_heads).
+        context_lens: int32 [batch]: keys in the cache before the block.
+        k, v: the block's own keys and values [batch, block, kv_heads, head_dim]. Given: every query
+            sees the context and the whole block. Absent: the block's keys lie in the cache behind
+            the context and query i sees those up to its own.
+        scale: of the scores, positive; default head_dim ** -0.5.
+        numerics: "invariant" (a row's bits depend on nothing but the row) or "fast".
+        max_context: a bound on context_lens known to the host; default what the cache can hold. A
+            tight bound launches fewer programs.
+        return_lse: also return the natural log-sum-exp of each query's scaled scores.
+        error: error word to set where a context length is out of range, int32 [1]; such a length
+            is clamped.
+
+    Returns:
+        [batch, block, query_heads, head_dim] in q's dtype, contiguous; with `return_lse` also
+        float32 [batch, block, query_heads].
+
+    Raises:
+        TypeError, ValueError: a dtype, shape, stride, device or range does not fit; the message
+            names it.
+    """
+    shape = ("batch", "block", "query_heads", "head_dim")
+    check_tensor("q", q, shape=shape, dtypes=FLOAT_DTYPES)
+    batch, block, query_heads, head_dim = q.shape
+    if not 1 <= block <= MAX_BLOCK:
+        raise ValueError(f"q has a block of {block} queries; it must be in [1, {MAX_BLOCK}]")
+    if head_dim not in (16, 32, 64, 128, 256):
+        raise ValueError(f"q has head_dim {head_dim}; it must be a power of two from 16 to 256")
+    same = {"dtypes": (q.dtype,), "device": q.device}
+    check_tensor("k_cache", k_cache, shape=(batch, "capacity", "kv_heads", head_dim), **same)
+    capacity, kv_heads = k_cache.shape[1:3]
+    check_tensor("v_cache", v_cache, shape=(batch, capacity, kv_heads, head_dim), **same)
+    if kv_heads == 0 or query_heads == 0 or query_heads % kv_heads:
+        raise ValueError(
+            f"k_cache has {kv_heads} KV heads; they must divide q's {query_heads} query heads"
+        )
+    int32 = (torch.int32,)
+    check_tensor("context_lens", context_lens, shape=(batch,), dtypes=int32, device=q.device)
+    if (k is None) != (v is None):
+        raise ValueError(f"{'k' if k is None else 'v'} is None; k and v go together")
+    fresh = {} if k is None else {"k": k, "v": v}
+    for name, tensor in fresh.items():
+        check_tensor(name, tensor, shape=(batch, block, kv_heads, head_dim), **same)
+    for name, tensor in {"q": q, "k_cache": k_cache, "v_cache": v_cache, **fresh}.items():
+        check_unit_stride(name, tensor)
+    check_unit_stride("context_lens", context_lens)
+    if scale is None:
+        scale = head_dim**-0.5
+    elif not 0 < scale < float("inf"):
+        raise ValueError(f"scale is {scale}; it must be positive and finite")
+    if numerics not in NUMERICS:
+        raise ValueError(f"numerics is {numerics!r}; it must be one of {', '.join(NUMERICS)}")
+    context_limit = capacity if fresh else capacity - block
+    if context_limit < 0:
+        raise ValueError(f"k_cache holds {capacity} keys; a causal block of {block} lies in it")
+    if max_context is not None:
+        check_int("max_context", max_context, 0, context_limit)
+        context_limit = max_context
+    error_word.check_error_word(error, q.device)
+    out, lse = _block_attention_op(
+        q, k_cache, v_cache, context_lens, k, v, float(scale), numerics, context_limit, return_lse,
+        error,
+    )  # fmt: skip
+    return (out, lse) if return_lse else out

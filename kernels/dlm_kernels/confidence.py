@@ -1,0 +1,502 @@
+r"""Statistics of logit rows in one read: the token a row would commit, and how sure it is.
+
+For a row x over the vocabulary, with E the ids that may be chosen (all but the banned ones):
+
+    token       = argmax over E of x                      (ties: the lowest id)
+    logsumexp   = ln sum exp(x)                           (over all ids, banned ones too)
+    probability = exp(x[token] - logsumexp)
+    entropy     = -sum p ln p,  p = exp(x - logsumexp)    (nats)
+    margin      = probability - probability of the second best id of E
+
+The vocabulary is cut into chunks at fixed places and one program reads one chunk of one row,
+keeping per lane (max, sum of exponentials, best id). These merge associatively; a second kernel
+merges a row's chunks in their order. A row's bits are therefore a function of that row alone.
+
+Compulsory traffic: each logit once. One exponential a logit; everything else is smaller by the
+chunk length or by the vocabulary.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import error_word, launch, reference, torch_backend
+from .backend import backend_for, contents_checked
+from .cost import Cost
+from .validate import FLOAT_DTYPES, ID_DTYPES, check_int, check_tensor, check_unit_stride
+
+MAX_BANNED = 16
+
+_LOG2E = tl.constexpr(1.4426950408889634)
+_LN2 = tl.constexpr(0.6931471805599453)
+_LOWEST = tl.constexpr(-3.4028234663852886e38)
+_NO_ID = tl.constexpr(0x7FFFFFFF)
+_NAN_LOGITS = tl.constexpr(error_word.NAN_LOGITS)
+_ID_OUT_OF_RANGE = tl.constexpr(error_word.ID_OUT_OF_RANGE)
+
+
+class Confidence(NamedTuple):
+    """Per-row statistics; every tensor is [rows] on the logits' device."""
+
+    token: Tensor  # int32; -1 where the row was skipped or has no valid choice
+    probability: Tensor  # float32
+    logsumexp: Tensor  # float32, natural log
+    entropy: Tensor | None  # float32, nats; None unless asked for
+    margin: Tensor | None  # float32; None unless asked for
+
+
+def confidence_cost(
+    rows: int, vocab: int, *, itemsize: int, entropy: bool = False, margin: bool = False
+) -> Cost:
+    """Logits read once; 4 or 5 bytes of statistics a row. Per logit: compare, subtract, scale,
+    exponentiate, add; two more for the entropy's weighted sum, one for the runner-up."""
+    statistics = 3 + entropy + margin
+    return Cost(
+        flops=float(rows) * vocab * (4 + 2 * entropy + margin),
+        bytes=float(rows) * (vocab * itemsize + 4 * statistics),
+        exps=float(rows) * vocab,
+    )
+
+
+# --- kernels
+
+
+@triton.jit
+def _without_banned(x, ids, banned_ptr, n_banned):
+    for i in range(n_banned):
+        x = tl.where(ids == tl.load(banned_ptr + i), float("-inf"), x)
+    return x
+
+
+@triton.jit
+def _fold_tile(
+    logits_ptr,
+    start,
+    end,
+    offsets,
+    banned_ptr,
+    n_banned,
+    peak,
+    total,
+    best,
+    best_start,
+    second,
+    weighted,
+    MASKED: tl.constexpr,
+    BANNED: tl.constexpr,
+    WITH_ENTROPY: tl.constexpr,
+    WITH_MARGIN: tl.constexpr,
+):
+    """Fold the logits [start, end) at start + offsets [UNROLL, LANES, VECTOR] into lane state."""
+    ids = start + offsets
+    if MASKED:
+        x = tl.load(logits_ptr + ids, mask=ids < end, other=float("-inf")).to(tl.float32)
+    else:
+        x = tl.load(logits_ptr + ids).to(tl.float32)
+    tile_peak = tl.max(tl.max(x, 2), 0)
+    choice = x
+    tile_best = tile_peak
+    if BANNED:
+        choice = _without_banned(x, ids, banned_ptr, n_banned)
+        tile_best = tl.max(tl.max(choice, 2), 0)
+    if WITH_MARGIN:
+        at_best = choice == tile_best[None, :, None]
+        ties = tl.sum(tl.sum(at_best.to(tl.int32), 2), 0)
+        below = tl.where(at_best, float("-inf"), choice)
+        tile_second = tl.where(ties > 1, tile_best, tl.max(tl.max(below, 2), 0))
+        second = tl.maximum(tl.minimum(best, tile_best), tl.maximum(second, tile_second))
+    better = tile_best > best
+    best = tl.where(better, tile_best, best)
+    best_start = tl.where(better, start, best_start)
+
+    # Subtract before scaling: x - peak is exact near the peak, where the terms are large.
+    new_peak = tl.maximum(peak, tile_peak)
+    log2_shift = (peak - new_peak) * _LOG2E
+    decay = tl.exp2(log2_shift)
+    log2_p = (x - new_peak[None, :, None]) * _LOG2E
+    p = tl.exp2(log2_p)
+    if WITH_ENTROPY:
+        moved = tl.where(total > 0, decay * (weighted + log2_shift * total), 0.0)
+        weighted = moved + tl.sum(tl.sum(tl.where(p > 0, log2_p * p, 0.0), 2), 0)
+    total = total * decay + tl.sum(tl.sum(p, 2), 0)
+    return new_peak, total, best, best_start, second, weighted
+
+
+@triton.jit
+def _fold_chunk(
+    logits_ptr,
+    begin,
+    end,
+    offsets,
+    banned_ptr,
+    n_banned,
+    LANES: tl.constexpr,
+    TILE: tl.constexpr,
+    BANNED: tl.constexpr,
+    WITH_ENTROPY: tl.constexpr,
+    WITH_MARGIN: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    peak = tl.full([LANES], _LOWEST, tl.float32)
+    total = tl.zeros([LANES], tl.float32)
+    best = tl.full([LANES], float("-inf"), tl.float32)
+    best_start = tl.zeros([LANES], tl.int32) + begin
+    second = best
+    weighted = total
+    whole = begin + (end - begin) // TILE * TILE
+    for start in tl.range(begin, whole, TILE, num_stages=STAGES):
+        peak, total, best, best_start, second, weighted = _fold_tile(
+            logits_ptr, start, end, offsets, banned_ptr, n_banned,
+            peak, total, best, best_start, second, weighted,
+            False, BANNED, WITH_ENTROPY, WITH_MARGIN,
+        )  # fmt: skip
+    if whole < end:
+        peak, total, best, best_start, second, weighted = _fold_tile(
+            logits_ptr, whole, end, offsets, banned_ptr, n_banned,
+            peak, total, best, best_start, second, weighted,
+            True, BANNED, WITH_ENTROPY, WITH_MARGIN,
+        )  # fmt: skip
+    return peak, total, best, best_start, second, weighted
+
+
+@triton.jit
+def _decay(peak, new_peak):
+    """exp(peak - new_peak), 1 where they are equal, infinities included."""
+    return tl.where(peak == new_peak, 1.0, tl.exp2((peak - new_peak) * _LOG2E))
+
+
+@triton.jit(do_not_specialize=["n_partials", "mask_id", "n_banned"])
+def chunk_kernel(
+    # Pointers
+    logits_ptr,  # [rows, vocab]
+    tokens_ptr,  # [rows], read if HAS_TOKENS
+    banned_ptr,  # [n_banned]
+    partials_ptr,  # float32 [fields, rows, n_chunks]: peak, total, best, second, weighted
+    best_ids_ptr,  # int32 [rows, n_chunks]
+    # Dimensions and strides
+    vocab,
+    n_chunks,
+    n_partials,  # rows * n_chunks
+    stride_row,
+    # Scalars
+    mask_id,
+    n_banned,
+    # Meta-parameters
+    CHUNK: tl.constexpr,
+    LANES: tl.constexpr,
+    VECTOR: tl.constexpr,
+    UNROLL: tl.constexpr,
+    HAS_TOKENS: tl.constexpr,
+    HAS_BANNED: tl.constexpr,
+    WITH_ENTROPY: tl.constexpr,
+    WITH_MARGIN: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    pid = tl.program_id(0).to(tl.int64)
+    row = pid // n_chunks
+    if HAS_TOKENS:
+        if tl.load(tokens_ptr + row) != mask_id:
+            return
+    logits_ptr += row * stride_row
+    begin = (pid % n_chunks).to(tl.int32) * CHUNK
+    end = tl.minimum(begin + CHUNK, vocab)
+
+    # [UNROLL, LANES, VECTOR]: a lane is a thread, a vector its 16-byte load, so that the sums over
+    # the first and last axis stay inside the thread.
+    TILE: tl.constexpr = UNROLL * LANES * VECTOR
+    lane = tl.arange(0, LANES)[None, :, None] * VECTOR
+    offsets = tl.arange(0, UNROLL)[:, None, None] * (LANES * VECTOR) + lane
+    offsets += tl.arange(0, VECTOR)[None, None, :]
+
+    # Bans touch few chunks, so all others run the loop without the comparison.
+    holds_banned = False
+    if HAS_BANNED:
+        for i in range(n_banned):
+            banned = tl.load(banned_ptr + i)
+            holds_banned = holds_banned | ((banned >= begin) & (banned < end))
+    if holds_banned:
+        peak, total, best, best_start, second, weighted = _fold_chunk(
+            logits_ptr, begin, end, offsets, banned_ptr, n_banned,
+            LANES, TILE, HAS_BANNED, WITH_ENTROPY, WITH_MARGIN, STAGES,
+        )  # fmt: skip
+    else:
+        peak, total, best, best_start, second, weighted = _fold_chunk(
+            logits_ptr, begin, end, offsets, banned_ptr, n_banned,
+            LANES, TILE, False, WITH_ENTROPY, WITH_MARGIN, STAGES,
+        )  # fmt: skip
+
+    # Merge the lanes.
+    chunk_peak = tl.max(peak, 0)
+    decay = _decay(peak, chunk_peak)
+    chunk_total = tl.sum(total * decay, 0)
+    if chunk_total != chunk_total:
+        # NaN, or +inf minus itself. With a peak of +inf the total counts the infinities.
+        infinities = 0
+        nans = 0
+        for start in range(begin, end, TILE):
+            ids = start + offsets
+            x = tl.load(logits_ptr + ids, mask=ids < end, other=0.0).to(tl.float32)
+            infinities += tl.sum(tl.sum(tl.sum((x == float("inf")).to(tl.int32), 2), 1), 0)
+            nans += tl.sum(tl.sum(tl.sum((x != x).to(tl.int32), 2), 1), 0)
+        chunk_total = tl.where(nans > 0, float("nan"), infinities.to(tl.float32))
+    tl.store(partials_ptr + pid, chunk_peak)
+    tl.store(partials_ptr + n_partials + pid, chunk_total)
+
+    # A lane remembers where its best tile starts; the id is found by reading that tile's vectors
+    # again in the winning lanes alone.
+    chunk_best = tl.max(best, 0)
+    ids = best_start[None, :, None] + offsets
+    wins = (best == chunk_best)[None, :, None] & (ids < end)
+    x = tl.load(logits_ptr + ids, mask=wins, other=float("-inf")).to(tl.float32)
+    if HAS_BANNED:
+        x = _without_banned(x, ids, banned_ptr, n_banned)
+    found = tl.where(wins & (x == chunk_best), ids, _NO_ID)
+    tl.store(partials_ptr + 2 * n_partials + pid, chunk_best)
+    tl.store(best_ids_ptr + pid, tl.min(tl.min(tl.min(found, 2), 1), 0))
+
+    if WITH_MARGIN:
+        ties = tl.sum((best == chunk_best).to(tl.int32), 0)
+        below = tl.where(best == chunk_best, second, best)
+        chunk_second = tl.where(ties > 1, chunk_best, tl.max(below, 0))
+        tl.store(partials_ptr + 3 * n_partials + pid, chunk_second)
+    if WITH_ENTROPY:
+        shift = tl.where(total > 0, (peak - chunk_peak) * _LOG2E * total, 0.0)
+        chunk_weighted = tl.sum(decay * (weighted + shift), 0)
+        tl.store(partials_ptr + 4 * n_partials + pid, chunk_weighted)
+
+
+@triton.jit(do_not_specialize=["n_partials", "mask_id", "n_banned"])
+def merge_kernel(
+    # Pointers
+    partials_ptr,  # float32 [fields, rows, n_chunks]
+    best_ids_ptr,  # int32 [rows, n_chunks]
+    tokens_ptr,  # [rows], read if HAS_TOKENS
+    banned_ptr,  # [n_banned]
+    token_ptr,  # int32 [rows]
+    probability_ptr,  # float32 [rows], as the next three
+    logsumexp_ptr,
+    entropy_ptr,
+    margin_ptr,
+    error_ptr,  # int32 [1], written if HAS_ERROR
+    # Dimensions
+    vocab,
+    n_chunks,
+    n_partials,
+    # Scalars
+    mask_id,
+    n_banned,
+    # Meta-parameters
+    CHUNKS: tl.constexpr,  # n_chunks rounded up to a power of two
+    HAS_TOKENS: tl.constexpr,
+    HAS_BANNED: tl.constexpr,
+    HAS_ERROR: tl.constexpr,
+    WITH_ENTROPY: tl.constexpr,
+    WITH_MARGIN: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    if HAS_ERROR and HAS_BANNED:
+        if row == 0:
+            for i in range(n_banned):
+                banned = tl.load(banned_ptr + i)
+                if (banned < 0) | (banned >= vocab):
+                    tl.atomic_or(error_ptr, _ID_OUT_OF_RANGE)
+    if HAS_TOKENS:
+        if tl.load(tokens_ptr + row) != mask_id:
+            tl.store(token_ptr + row, -1)
+            tl.store(probability_ptr + row, 0.0)
+            tl.store(logsumexp_ptr + row, 0.0)
+            if WITH_ENTROPY:
+                tl.store(entropy_ptr + row, 0.0)
+            if WITH_MARGIN:
+                tl.store(margin_ptr + row, 0.0)
+            return
+
+    chunk = tl.arange(0, CHUNKS)
+    here = chunk < n_chunks
+    at = row * n_chunks + chunk
+    peaks = tl.load(partials_ptr + at, mask=here, other=_LOWEST)
+    totals = tl.load(partials_ptr + n_partials + at, mask=here, other=0.0)
+    bests = tl.load(partials_ptr + 2 * n_partials + at, mask=here, other=float("-inf"))
+    ids = tl.load(best_ids_ptr + at, mask=here, other=_NO_ID)
+
+    peak = tl.max(peaks, 0)
+    decays = _decay(peaks, peak)
+    total = tl.sum(totals * decays, 0)
+    best = tl.max(bests, 0)
+    token = tl.min(tl.where(bests == best, ids, _NO_ID), 0)
+
+    nan = total != total
+    infinite = peak == float("inf")
+    certain = infinite & (total == 1.0) & (best == float("inf"))
+    valid = tl.where(infinite, certain, best > float("-inf")) & (nan == 0)
+    if HAS_ERROR:
+        if nan:
+            tl.atomic_or(error_ptr, _NAN_LOGITS)
+
+    probability = tl.where(certain, 1.0, tl.exp2((best - peak) * _LOG2E) / total)
+    tl.store(token_ptr + row, tl.where(valid, token, -1))
+    tl.store(probability_ptr + row, tl.where(valid, probability, float("nan")))
+    tl.store(logsumexp_ptr + row, tl.where(valid, peak + tl.log2(total) * _LN2, float("nan")))
+    if WITH_ENTROPY:
+        weighteds = tl.load(partials_ptr + 4 * n_partials + at, mask=here, other=0.0)
+        shifts = tl.where(totals > 0, (peaks - peak) * _LOG2E * totals, 0.0)
+        weighted = tl.sum(decays * (weighteds + shifts), 0)
+        entropy = tl.where(certain, 0.0, _LN2 * (tl.log2(total) - weighted / total))
+        tl.store(entropy_ptr + row, tl.where(valid, entropy, float("nan")))
+    if WITH_MARGIN:
+        seconds = tl.load(partials_ptr + 3 * n_partials + at, mask=here, other=float("-inf"))
+        ties = tl.sum((bests == best).to(tl.int32), 0)
+        below = tl.max(tl.where(bests == best, seconds, bests), 0)
+        second = tl.where(ties > 1, best, below)
+        margin = probability - tl.exp2((second - peak) * _LOG2E) / total
+        tl.store(margin_ptr + row, tl.where(valid, tl.where(certain, 1.0, margin), float("nan")))
+
+
+# --- launcher
+
+
+def _launch(
+    logits: Tensor,
+    tokens: Tensor | None,
+    mask_id: int,
+    banned: Tensor | None,
+    entropy: bool,
+    margin: bool,
+    error: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows, vocab = logits.shape
+    token, *floats = _empty_statistics(logits, entropy, margin)
+    if rows == 0:
+        return token, *floats
+    config = launch.CONFIDENCE[launch.arch_of(logits.device)]
+    n_chunks = triton.cdiv(vocab, config.chunk)
+    n_banned = 0 if banned is None else banned.numel()
+    partials = logits.new_empty((5, rows, n_chunks), dtype=torch.float32)
+    best_ids = logits.new_empty((rows, n_chunks), dtype=torch.int32)
+    flags = {
+        "HAS_TOKENS": tokens is not None,
+        "HAS_BANNED": n_banned > 0,
+        "WITH_ENTROPY": entropy,
+        "WITH_MARGIN": margin,
+    }
+    chunk_kernel[(rows * n_chunks,)](
+        logits, tokens, banned, partials, best_ids,
+        vocab, n_chunks, rows * n_chunks, logits.stride(0), mask_id, n_banned,
+        CHUNK=config.chunk,
+        LANES=32 * config.num_warps,
+        VECTOR=16 // logits.element_size(),
+        UNROLL=config.unroll,
+        STAGES=config.num_stages,
+        num_warps=config.num_warps,
+        **flags,
+    )  # fmt: skip
+    merge_kernel[(rows,)](
+        partials, best_ids, tokens, banned, token, *floats, error,
+        vocab, n_chunks, rows * n_chunks, mask_id, n_banned,
+        CHUNKS=triton.next_power_of_2(n_chunks),
+        HAS_ERROR=error is not None,
+        num_warps=1,
+        **flags,
+    )  # fmt: skip
+    return token, *floats
+
+
+def _empty_statistics(logits: Tensor, entropy: bool, margin: bool) -> tuple[Tensor, ...]:
+    rows = logits.shape[0]
+    sizes = (rows, rows, rows if entropy else 0, rows if margin else 0)
+    floats = (logits.new_empty(size, dtype=torch.float32) for size in sizes)
+    return logits.new_empty(rows, dtype=torch.int32), *floats
+
+
+# --- op
+
+
+_IMPLEMENTATIONS = {
+    "triton": _launch,
+    "torch": torch_backend.confidence,
+    "reference": reference.confidence,
+}
+
+
+@torch.library.custom_op("dlm_kernels::confidence", mutates_args=("error",))
+def _confidence_op(
+    logits: Tensor,
+    tokens: Tensor | None,
+    mask_id: int,
+    banned: Tensor | None,
+    entropy: bool,
+    margin: bool,
+    error: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if contents_checked() and banned is not None:
+        outside = [i for i in banned.tolist() if not 0 <= i < logits.shape[1]]
+        if outside:
+            raise ValueError(f"banned holds {outside[0]}; ids must be in [0, {logits.shape[1]})")
+    implementation = _IMPLEMENTATIONS[backend_for(logits)]
+    return implementation(logits, tokens, mask_id, banned, entropy, margin, error)
+
+
+@_confidence_op.register_fake
+def _(logits, tokens, mask_id, banned, entropy, margin, error):
+    return _empty_statistics(logits, entropy, margin)
+
+
+def confidence(
+    logits: Tensor,
+    *,
+    tokens: Tensor | None = None,
+    mask_id: int | None = None,
+    banned: Tensor | None = None,
+    entropy: bool = False,
+    margin: bool = False,
+    error: Tensor | None = None,
+) -> Confidence:
+    """The token each row of logits would commit, its probability and the row's log-sum-exp.
+
+    Args:
+        logits: bfloat16, float16 or float32 [rows, vocab]; rows may lie any distance apart.
+        tokens: int32 or int64 [rows]. Rows whose token is not `mask_id` are skipped on the device:
+            token -1, statistics 0. Needs `mask_id`. Default: every row counts.
+        mask_id: the mask token's id.
+        banned: int32 [n], n <= 16: ids that are never chosen but stay in the sums.
+        entropy, margin: also compute these; see `Confidence`.
+        error: error word to set, int32 [1]; see `new_error_word`.
+
+    A row with NaN yields token -1, statistics NaN, and sets the error word. A row without a finite
+    choice, or with +inf, yields token -1 and NaN; exactly one +inf at an id that is not banned
+    yields that id with probability 1.
+
+    Raises:
+        TypeError, ValueError: a dtype, shape, stride or device does not fit; the message names it.
+    """
+    check_tensor("logits", logits, shape=("rows", "vocab"), dtypes=FLOAT_DTYPES)
+    check_unit_stride("logits", logits)
+    rows, vocab = logits.shape
+    if not 1 <= vocab < 2**30:
+        raise ValueError(f"logits has a vocabulary of {vocab}; it must be in [1, 2**30)")
+    if (tokens is None) != (mask_id is None):
+        missing = "tokens" if tokens is None else "mask_id"
+        raise ValueError(f"{missing} is None; tokens and mask_id go together")
+    if tokens is not None:
+        check_tensor("tokens", tokens, shape=(rows,), dtypes=ID_DTYPES, device=logits.device)
+        check_unit_stride("tokens", tokens)
+        check_int("mask_id", mask_id, 0, 2**31 - 1)
+    if banned is not None:
+        check_tensor("banned", banned, shape=("n",), dtypes=(torch.int32,), device=logits.device)
+        check_unit_stride("banned", banned)
+        if banned.numel() > MAX_BANNED:
+            raise ValueError(f"banned holds {banned.numel()} ids; at most {MAX_BANNED} are allowed")
+    error_word.check_error_word(error, logits.device)
+    token, probability, logsumexp, row_entropy, row_margin = _confidence_op(
+        logits, tokens, -1 if mask_id is None else mask_id, banned, entropy, margin, error
+    )
+    return Confidence(
+        token,
+        probability,
+        logsumexp,
+        row_entropy if entropy else None,
+        row_margin if margin else None,
+    )

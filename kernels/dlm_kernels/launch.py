@@ -1,0 +1,113 @@
+"""Launch configurations: plain tables, architecture x shape class -> tile sizes, warps, stages.
+
+A configuration is a function of architecture, dtype and layer shape only, never of batch, block
+length or context, so that neither the compiled code nor a row's bits depend on who else is served.
+Every entry is untuned until a measurement on that architecture has chosen it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+# Shared memory one program may use, in bytes (CUDA C++ programming guide, "Technical
+# specifications per compute capability": the most a thread block can opt in to).
+SHARED_MEMORY = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "sm_120": 101_376}
+
+
+@dataclass(frozen=True)
+class AttentionLaunch:
+    """block_m query rows x block_n keys a tile; a program walks split_keys keys of the context."""
+
+    block_m: int
+    block_n: int
+    split_keys: int
+    num_warps: int
+    num_stages: int
+    tuned: bool = False
+
+
+@dataclass(frozen=True)
+class ConfidenceLaunch:
+    """A program reads `chunk` logits of a row, `unroll` 16-byte vectors a thread and iteration."""
+
+    chunk: int
+    unroll: int
+    num_warps: int
+    num_stages: int
+    tuned: bool = False
+
+
+@dataclass(frozen=True)
+class RemaskLaunch:
+    """One program a request; ranks are counted against `compare` positions at a time."""
+
+    compare: int
+    num_warps: int
+    tuned: bool = False
+
+
+# Keyed by bytes an element, then by the largest head_dim the entry serves.
+_FLOAT32_ATTENTION = {
+    64: AttentionLaunch(32, 32, split_keys=1024, num_warps=8, num_stages=2),
+    256: AttentionLaunch(16, 32, split_keys=1024, num_warps=8, num_stages=1),
+}
+_MMA_ATTENTION = {
+    2: {
+        64: AttentionLaunch(128, 64, split_keys=1024, num_warps=8, num_stages=3),
+        128: AttentionLaunch(64, 32, split_keys=1024, num_warps=4, num_stages=3),
+        256: AttentionLaunch(64, 32, split_keys=1024, num_warps=8, num_stages=2),
+    },
+    4: _FLOAT32_ATTENTION,
+}
+_WGMMA_ATTENTION = {
+    2: {
+        64: AttentionLaunch(128, 128, split_keys=1024, num_warps=8, num_stages=3),
+        128: AttentionLaunch(128, 64, split_keys=1024, num_warps=8, num_stages=3),
+        256: AttentionLaunch(128, 64, split_keys=1024, num_warps=8, num_stages=2),
+    },
+    4: _FLOAT32_ATTENTION,
+}
+_TCGEN05_ATTENTION = {
+    2: {
+        64: AttentionLaunch(128, 128, split_keys=1024, num_warps=8, num_stages=3),
+        128: AttentionLaunch(128, 64, split_keys=1024, num_warps=8, num_stages=3),
+        256: AttentionLaunch(64, 64, split_keys=1024, num_warps=8, num_stages=2),
+    },
+    4: _FLOAT32_ATTENTION,
+}
+BLOCK_ATTENTION = {
+    "sm_80": _MMA_ATTENTION,
+    "sm_90": _WGMMA_ATTENTION,
+    "sm_100": _TCGEN05_ATTENTION,
+    "sm_120": _MMA_ATTENTION,
+}
+
+_CONFIDENCE = ConfidenceLaunch(chunk=16_384, unroll=2, num_warps=8, num_stages=3)
+CONFIDENCE = dict.fromkeys(SHARED_MEMORY, _CONFIDENCE)
+
+# Keyed by the largest block length the entry serves.
+_REMASK = {
+    32: RemaskLaunch(compare=32, num_warps=1),
+    256: RemaskLaunch(compare=16, num_warps=4),
+}
+REMASK_SCATTER = dict.fromkeys(SHARED_MEMORY, _REMASK)
+
+
+def arch_of(device: torch.device) -> str:
+    """The table row for `device`: its own architecture, else the newest older one.
+
+    The interpreter (a CPU tensor) runs the sm_90 entries.
+    """
+    if device.type != "cuda":
+        return "sm_90"
+    major, minor = torch.cuda.get_device_capability(device)
+    capability = major * 10 + minor
+    older = [arch for arch in SHARED_MEMORY if int(arch.removeprefix("sm_")) <= capability]
+    if not older:
+        raise ValueError(f"{device} is sm_{capability}; the kernels need sm_80 or newer")
+    return older[-1]
+
+
+def smallest_serving(entries: dict[int, object], size: int):
+    """The entry with the smallest key that is at least `size`."""
+    return entries[min(key for key in entries if key >= size)]

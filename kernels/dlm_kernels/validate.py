@@ -1,0 +1,50 @@
+"""Checks of what the host can see without reading the device; each names argument and value."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+ID_DTYPES = (torch.int32, torch.int64)
+
+
+def check_tensor(
+    name: str,
+    tensor: Tensor,
+    *,
+    shape: Sequence[int | str],
+    dtypes: Sequence[torch.dtype],
+    device: torch.device | None = None,
+) -> None:
+    """Raise unless `tensor` has this shape (a str stands for any size), dtype and device."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}; it must be a torch.Tensor")
+    fits = tensor.dim() == len(shape) and all(
+        isinstance(want, str) or have == want
+        for have, want in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be [{wanted}]")
+    if tensor.dtype not in dtypes:
+        wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{name} is {tensor.dtype}; it must be {wanted}")
+    if device is not None and tensor.device != device:
+        raise ValueError(f"{name} is on {tensor.device}; it must be on {device}")
+
+
+def check_unit_stride(name: str, tensor: Tensor) -> None:
+    """Raise unless the last dimension is contiguous, so that rows load in whole vectors."""
+    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        raise ValueError(
+            f"{name} has stride {tensor.stride(-1)} in its last dimension; it must be 1"
+        )
+
+
+def check_int(name: str, value: int, low: int, high: int) -> None:
+    """Raise unless `value` is an integer in [low, high]."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; it must be an int")
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}; it must be in [{low}, {high}]")
