@@ -169,10 +169,10 @@ def split_kernel(
     HAS_LSE: tl.constexpr,
     HAS_ERROR: tl.constexpr,
 ):
-    split = tl.program_id(0)
-    tile = tl.program_id(1)
-    b = (tl.program_id(2) // kv_heads).to(tl.int64)
-    kv_head = tl.program_id(2) % kv_heads
+    b = (tl.program_id(0) // kv_heads).to(tl.int64)
+    kv_head = tl.program_id(0) % kv_heads
+    split = tl.program_id(1)
+    tile = tl.program_id(2)
 
     length = tl.load(context_lens_ptr + b)
     context = tl.minimum(tl.maximum(length, 0), context_limit)
@@ -243,7 +243,7 @@ def split_kernel(
         if HAS_LSE:
             tl.store(lse_ptr + at, lse * _LN2, mask=inside)
     else:
-        batch = tl.num_programs(2) // kv_heads
+        batch = tl.num_programs(0) // kv_heads
         at += split.to(tl.int64) * batch * block * (kv_heads * GROUP)
         tl.store(partial_out_ptr + at[:, None] * D + dim[None, :], out, mask=inside[:, None])
         tl.store(partial_lse_ptr + at, lse, mask=inside)
@@ -344,7 +344,7 @@ def _launch(
         partial_out = q.new_empty((splits, *q.shape), dtype=torch.float32)
         partial_lse = q.new_empty((splits, batch, block, query_heads), dtype=torch.float32)
     fresh_strides = (0,) * 6 if causal else (*k.stride()[:3], *v.stride()[:3])
-    grid = (splits, triton.cdiv(block * group, block_m), batch * kv_heads)
+    grid = (batch * kv_heads, splits, triton.cdiv(block * group, block_m))
     split_kernel[grid](
         q, k_cache, v_cache, k, v, context_lens, out, lse, partial_out, partial_lse, error,
         block, kv_heads, context_limit, split_keys,

@@ -65,6 +65,31 @@ def confidence_cost(
 
 
 @triton.jit
+def _load_tile(logits_ptr, start, end, offsets, SPAN: tl.constexpr, MASKED: tl.constexpr):
+    """The logits at start + offsets and SPAN further on, as float32 [LANES, VECTOR, 2].
+
+    Two 16-byte loads a thread, joined so that one running maximum serves both. What lies at or
+    behind `end` reads as -inf if MASKED.
+    """
+    ids = start + offsets
+    if MASKED:
+        near = tl.load(logits_ptr + ids, mask=ids < end, other=float("-inf"))
+        far = tl.load(logits_ptr + ids + SPAN, mask=ids + SPAN < end, other=float("-inf"))
+    else:
+        near = tl.load(logits_ptr + ids)
+        far = tl.load(logits_ptr + ids + SPAN)
+    return tl.join(near, far).to(tl.float32), tl.join(ids, ids + SPAN)
+
+
+@triton.jit
+def _over_lane(x, combine: tl.constexpr):
+    """Reduce [LANES, VECTOR, 2] to [LANES] inside each thread: "max" or "sum"."""
+    if combine == "max":
+        return tl.max(tl.max(x, 2), 1)
+    return tl.sum(tl.sum(x, 2), 1)
+
+
+@triton.jit
 def _without_banned(x, ids, banned_ptr, n_banned):
     for i in range(n_banned):
         x = tl.where(ids == tl.load(banned_ptr + i), float("-inf"), x)
@@ -85,28 +110,25 @@ def _fold_tile(
     best_start,
     second,
     weighted,
+    SPAN: tl.constexpr,
     MASKED: tl.constexpr,
     BANNED: tl.constexpr,
     WITH_ENTROPY: tl.constexpr,
     WITH_MARGIN: tl.constexpr,
 ):
-    """Fold the logits [start, end) at start + offsets [UNROLL, LANES, VECTOR] into lane state."""
-    ids = start + offsets
-    if MASKED:
-        x = tl.load(logits_ptr + ids, mask=ids < end, other=float("-inf")).to(tl.float32)
-    else:
-        x = tl.load(logits_ptr + ids).to(tl.float32)
-    tile_peak = tl.max(tl.max(x, 2), 0)
+    """Fold one tile of logits, those before `end`, into the lanes' running statistics."""
+    x, ids = _load_tile(logits_ptr, start, end, offsets, SPAN, MASKED)
+    tile_peak = _over_lane(x, "max")
     choice = x
     tile_best = tile_peak
     if BANNED:
         choice = _without_banned(x, ids, banned_ptr, n_banned)
-        tile_best = tl.max(tl.max(choice, 2), 0)
+        tile_best = _over_lane(choice, "max")
     if WITH_MARGIN:
-        at_best = choice == tile_best[None, :, None]
-        ties = tl.sum(tl.sum(at_best.to(tl.int32), 2), 0)
+        at_best = choice == tile_best[:, None, None]
+        ties = _over_lane(at_best.to(tl.int32), "sum")
         below = tl.where(at_best, float("-inf"), choice)
-        tile_second = tl.where(ties > 1, tile_best, tl.max(tl.max(below, 2), 0))
+        tile_second = tl.where(ties > 1, tile_best, _over_lane(below, "max"))
         second = tl.maximum(tl.minimum(best, tile_best), tl.maximum(second, tile_second))
     better = tile_best > best
     best = tl.where(better, tile_best, best)
@@ -116,12 +138,13 @@ def _fold_tile(
     new_peak = tl.maximum(peak, tile_peak)
     log2_shift = (peak - new_peak) * _LOG2E
     decay = tl.exp2(log2_shift)
-    log2_p = (x - new_peak[None, :, None]) * _LOG2E
+    log2_p = (x - new_peak[:, None, None]) * _LOG2E
     p = tl.exp2(log2_p)
     if WITH_ENTROPY:
-        moved = tl.where(total > 0, decay * (weighted + log2_shift * total), 0.0)
-        weighted = moved + tl.sum(tl.sum(tl.where(p > 0, log2_p * p, 0.0), 2), 0)
-    total = total * decay + tl.sum(tl.sum(p, 2), 0)
+        # Where decay is 0 the shift may be infinite: finfo.min as a hidden logit, say.
+        moved = tl.where(decay > 0, decay * (weighted + log2_shift * total), 0.0)
+        weighted = moved + _over_lane(tl.where(p > 0, log2_p * p, 0.0), "sum")
+    total = total * decay + _over_lane(p, "sum")
     return new_peak, total, best, best_start, second, weighted
 
 
@@ -151,13 +174,13 @@ def _fold_chunk(
         peak, total, best, best_start, second, weighted = _fold_tile(
             logits_ptr, start, end, offsets, banned_ptr, n_banned,
             peak, total, best, best_start, second, weighted,
-            False, BANNED, WITH_ENTROPY, WITH_MARGIN,
+            TILE // 2, False, BANNED, WITH_ENTROPY, WITH_MARGIN,
         )  # fmt: skip
     if whole < end:
         peak, total, best, best_start, second, weighted = _fold_tile(
             logits_ptr, whole, end, offsets, banned_ptr, n_banned,
             peak, total, best, best_start, second, weighted,
-            True, BANNED, WITH_ENTROPY, WITH_MARGIN,
+            TILE // 2, True, BANNED, WITH_ENTROPY, WITH_MARGIN,
         )  # fmt: skip
     return peak, total, best, best_start, second, weighted
 
@@ -188,7 +211,6 @@ def chunk_kernel(
     CHUNK: tl.constexpr,
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
-    UNROLL: tl.constexpr,
     HAS_TOKENS: tl.constexpr,
     HAS_BANNED: tl.constexpr,
     WITH_ENTROPY: tl.constexpr,
@@ -204,12 +226,10 @@ def chunk_kernel(
     begin = (pid % n_chunks).to(tl.int32) * CHUNK
     end = tl.minimum(begin + CHUNK, vocab)
 
-    # [UNROLL, LANES, VECTOR]: a lane is a thread, a vector its 16-byte load, so that the sums over
-    # the first and last axis stay inside the thread.
-    TILE: tl.constexpr = UNROLL * LANES * VECTOR
-    lane = tl.arange(0, LANES)[None, :, None] * VECTOR
-    offsets = tl.arange(0, UNROLL)[:, None, None] * (LANES * VECTOR) + lane
-    offsets += tl.arange(0, VECTOR)[None, None, :]
+    # A lane is a thread and a vector its 16-byte load, so that lanes stay inside their thread.
+    SPAN: tl.constexpr = LANES * VECTOR
+    TILE: tl.constexpr = 2 * SPAN
+    offsets = tl.arange(0, LANES)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
 
     # Bans touch few chunks, so all others run the loop without the comparison.
     holds_banned = False
@@ -237,10 +257,9 @@ def chunk_kernel(
         infinities = 0
         nans = 0
         for start in range(begin, end, TILE):
-            ids = start + offsets
-            x = tl.load(logits_ptr + ids, mask=ids < end, other=0.0).to(tl.float32)
-            infinities += tl.sum(tl.sum(tl.sum((x == float("inf")).to(tl.int32), 2), 1), 0)
-            nans += tl.sum(tl.sum(tl.sum((x != x).to(tl.int32), 2), 1), 0)
+            x, _ = _load_tile(logits_ptr, start, end, offsets, SPAN, True)
+            infinities += tl.sum(_over_lane((x == float("inf")).to(tl.int32), "sum"), 0)
+            nans += tl.sum(_over_lane((x != x).to(tl.int32), "sum"), 0)
         chunk_total = tl.where(nans > 0, float("nan"), infinities.to(tl.float32))
     tl.store(partials_ptr + pid, chunk_peak)
     tl.store(partials_ptr + n_partials + pid, chunk_total)
@@ -248,14 +267,14 @@ def chunk_kernel(
     # A lane remembers where its best tile starts; the id is found by reading that tile's vectors
     # again in the winning lanes alone.
     chunk_best = tl.max(best, 0)
-    ids = best_start[None, :, None] + offsets
-    wins = (best == chunk_best)[None, :, None] & (ids < end)
-    x = tl.load(logits_ptr + ids, mask=wins, other=float("-inf")).to(tl.float32)
+    lane_end = tl.where(best == chunk_best, end, begin)[:, None]
+    x, ids = _load_tile(logits_ptr, best_start[:, None], lane_end, offsets, SPAN, True)
     if HAS_BANNED:
         x = _without_banned(x, ids, banned_ptr, n_banned)
-    found = tl.where(wins & (x == chunk_best), ids, _NO_ID)
+    found = (x == chunk_best) & (ids < lane_end[:, :, None])
+    best_id = tl.min(tl.min(tl.min(tl.where(found, ids, _NO_ID), 2), 1), 0)
     tl.store(partials_ptr + 2 * n_partials + pid, chunk_best)
-    tl.store(best_ids_ptr + pid, tl.min(tl.min(tl.min(found, 2), 1), 0))
+    tl.store(best_ids_ptr + pid, best_id)
 
     if WITH_MARGIN:
         ties = tl.sum((best == chunk_best).to(tl.int32), 0)
@@ -263,7 +282,7 @@ def chunk_kernel(
         chunk_second = tl.where(ties > 1, chunk_best, tl.max(below, 0))
         tl.store(partials_ptr + 3 * n_partials + pid, chunk_second)
     if WITH_ENTROPY:
-        shift = tl.where(total > 0, (peak - chunk_peak) * _LOG2E * total, 0.0)
+        shift = tl.where(decay > 0, (peak - chunk_peak) * _LOG2E * total, 0.0)
         chunk_weighted = tl.sum(decay * (weighted + shift), 0)
         tl.store(partials_ptr + 4 * n_partials + pid, chunk_weighted)
 
@@ -342,7 +361,7 @@ def merge_kernel(
     tl.store(logsumexp_ptr + row, tl.where(valid, peak + tl.log2(total) * _LN2, float("nan")))
     if WITH_ENTROPY:
         weighteds = tl.load(partials_ptr + 4 * n_partials + at, mask=here, other=0.0)
-        shifts = tl.where(totals > 0, (peaks - peak) * _LOG2E * totals, 0.0)
+        shifts = tl.where(decays > 0, (peaks - peak) * _LOG2E * totals, 0.0)
         weighted = tl.sum(decays * (weighteds + shifts), 0)
         entropy = tl.where(certain, 0.0, _LN2 * (tl.log2(total) - weighted / total))
         tl.store(entropy_ptr + row, tl.where(valid, entropy, float("nan")))
@@ -388,7 +407,6 @@ def _launch(
         CHUNK=config.chunk,
         LANES=32 * config.num_warps,
         VECTOR=16 // logits.element_size(),
-        UNROLL=config.unroll,
         STAGES=config.num_stages,
         num_warps=config.num_warps,
         **flags,

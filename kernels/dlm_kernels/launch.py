@@ -28,10 +28,9 @@ class AttentionLaunch:
 
 @dataclass(frozen=True)
 class ConfidenceLaunch:
-    """A program reads `chunk` logits of a row, `unroll` 16-byte vectors a thread and iteration."""
+    """A program reads `chunk` logits of one row, two 16-byte vectors a thread and iteration."""
 
     chunk: int
-    unroll: int
     num_warps: int
     num_stages: int
     tuned: bool = False
@@ -69,7 +68,7 @@ _WGMMA_ATTENTION = {
 }
 _TCGEN05_ATTENTION = {
     2: {
-        64: AttentionLaunch(128, 128, split_keys=1024, num_warps=8, num_stages=3),
+        64: AttentionLaunch(128, 64, split_keys=1024, num_warps=8, num_stages=3),
         128: AttentionLaunch(128, 64, split_keys=1024, num_warps=8, num_stages=3),
         256: AttentionLaunch(64, 64, split_keys=1024, num_warps=8, num_stages=2),
     },
@@ -82,7 +81,7 @@ BLOCK_ATTENTION = {
     "sm_120": _MMA_ATTENTION,
 }
 
-_CONFIDENCE = ConfidenceLaunch(chunk=16_384, unroll=2, num_warps=8, num_stages=3)
+_CONFIDENCE = ConfidenceLaunch(chunk=16_384, num_warps=4, num_stages=3)
 CONFIDENCE = dict.fromkeys(SHARED_MEMORY, _CONFIDENCE)
 
 # Keyed by the largest block length the entry serves.

@@ -73,9 +73,9 @@ def confidence(
     columns = list(zip(*results, strict=True)) if results else [()] * 5
     token = torch.tensor(columns[0], dtype=torch.int32, device=logits.device)
     floats = [torch.tensor(c, dtype=torch.float32, device=logits.device) for c in columns[1:]]
-    probability, lse, row_entropy, row_margin = floats
-    none = probability.new_empty(0)
-    return token, probability, lse, row_entropy if entropy else none, row_margin if margin else none
+    for i, asked in ((2, entropy), (3, margin)):
+        floats[i] = floats[i] if asked else floats[i].new_empty(0)
+    return token, *floats
 
 
 def _row_statistics(x: Tensor, eligible: list[int]) -> tuple[int, float, float, float, float]:

@@ -91,16 +91,16 @@ def confidence(
         value = torch.where(valid, value, math.nan)
         return torch.where(active, value, 0.0)
 
-    none = x.new_empty(0)
     probability = (best - lse).exp()
-    second = choice.scatter(-1, token[:, None], -math.inf).amax(-1) if margin else none
-    return (
-        torch.where(active & valid, token, -1).int(),
-        statistic(probability, 1.0),
-        statistic(lse, math.inf),
-        statistic(torch.special.entr((x - lse[:, None]).exp()).sum(-1), 0.0) if entropy else none,
-        statistic(probability - (second - lse).exp(), 1.0) if margin else none,
-    )
+    row_entropy, row_margin = x.new_empty(0), x.new_empty(0)
+    if entropy:
+        p = (x - lse[:, None]).exp()
+        row_entropy = statistic(torch.special.entr(p).sum(-1), 0.0)
+    if margin:
+        second = choice.scatter(-1, token[:, None], -math.inf).amax(-1)
+        row_margin = statistic(probability - (second - lse).exp(), 1.0)
+    token = torch.where(active & valid, token, -1).int()
+    return token, statistic(probability, 1.0), statistic(lse, math.inf), row_entropy, row_margin
 
 
 def remask_scatter(

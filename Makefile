@@ -1,0 +1,65 @@
+# `make` lists the verbs. Settings, given on the command line:
+#   VENV=0          run PYTHON with what it has: nothing is installed, no network is used
+#   PYTHON=python3  the Python to run, or to make .venv with
+#   ARGS="..."      passed on to `dlm bench` and `dlm roofline`
+VENV = .venv
+PYTHON = python3
+ARGS =
+
+ifeq ($(VENV),0)
+run = PYTHONPATH="$(CURDIR)/kernels:$(CURDIR)/bench:$(CURDIR)/roofline:$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON)
+needs =
+else
+run = $(VENV)/bin/python
+needs = $(VENV)/.installed-$(1)
+endif
+
+.PHONY: help setup test gpu-check lint bench roofline readme clean
+
+help: ## List these verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(call needs,test) $(call needs,lint) ## Make .venv and install everything that test, lint and bench need
+
+# A kernel that runs in the interpreter can't be compiled: the compile gate is a process of its own.
+test: export OMP_NUM_THREADS ?= 2
+test: $(call needs,test) ## Run all tests: kernels on the GPU if there is one, else in Triton's interpreter
+	@status=0; \
+	interpret=$$($(run) -c 'import torch; print(int(not torch.cuda.is_available()))') || exit 1; \
+	TRITON_INTERPRET=$$interpret $(run) -m pytest --ignore=tests/compile_gate tests || status=1; \
+	TRITON_INTERPRET=0 $(run) -m pytest tests/compile_gate || status=1; \
+	exit $$status
+
+gpu-check: $(call needs,test) ## Run the kernel and model tests on the GPU, and fail where there is none
+	@$(run) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("gpu-check: torch sees no CUDA device")'
+	@TRITON_INTERPRET=0 $(run) -m pytest tests/kernels tests/core
+
+lint: $(call needs,lint) ## Check style and formatting with ruff
+	$(run) -m ruff check .
+	$(run) -m ruff format --check .
+
+bench: $(call needs,bench) ## Measure ceilings, ops and denoising steps on this machine's device, into out/
+	@$(run) -m dlm_core.cli bench $(ARGS)
+
+roofline: $(call needs,bench) ## Redraw tables and pictures from records alone
+	@$(run) -m dlm_core.cli roofline $(ARGS)
+
+readme: $(call needs,bench) ## Rewrite README's tables from the records in bench/results/
+	@$(run) -m dlm_bench.tables
+
+clean: ## Remove .venv, caches and build leftovers; out/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so an interrupted install is taken up again.
+$(VENV)/.installed-%: pyproject.toml .ci/constraints.txt | $(VENV)/bin/pip
+	@echo "Installing what 'make $*' needs into $(VENV) (the first time takes minutes)"
+	@$(VENV)/bin/python -m pip install -qq --constraint .ci/constraints.txt --editable '.[$*]'
+	@touch $@
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) is missing, or lacks venv and ensurepip (Debian: the package python3-venv)." >&2; \
+	  echo "A Python that has torch and pytest needs neither: make test VENV=0 PYTHON=python3" >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)

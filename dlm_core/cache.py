@@ -1,0 +1,69 @@
+"""Keys and values of everything a model has committed to."""
+
+import torch
+from torch import Tensor
+
+from dlm_kernels.validate import check_int
+
+from .config import ModelConfig
+
+
+class KVCache:
+    """The context of each request: contiguous keys and values per layer, ragged lengths.
+
+    keys, values: per layer a tensor [batch, capacity, kv_heads, head_dim]; positions at and beyond
+        a request's length hold no meaning.
+    lengths: int32 [batch] on the device: tokens in the context of each request.
+    max_length: a bound on `lengths` that the host knows without asking the device.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        capacity: int,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> None:
+        check_int("batch", batch, 1, 2**31 - 1)
+        check_int("capacity", capacity, 1, config.max_position_embeddings)
+        shape = (batch, capacity, config.num_key_value_heads, config.head_dim)
+        self.keys, self.values = (
+            [
+                torch.empty(shape, device=device, dtype=dtype)
+                for _ in range(config.num_hidden_layers)
+            ]
+            for _ in range(2)
+        )
+        self._request = torch.arange(batch, device=device)[:, None]
+        self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
+        self.max_length = 0
+
+    @property
+    def batch(self) -> int:
+        return self.keys[0].shape[0]
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit, per request."""
+        return self.keys[0].shape[1]
+
+    def check_room(self, tokens: int) -> None:
+        """Raise ValueError unless `tokens` more fit behind every request's context."""
+        if self.max_length + tokens > self.capacity:
+            raise ValueError(
+                f"{tokens} tokens do not fit into the cache: {self.max_length} of its"
+                f" {self.capacity} positions are taken"
+            )
+
+    def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store keys and values [batch, M, kv_heads, head_dim] at int64 `positions` [batch, M]."""
+        self.keys[layer][self._request, positions] = keys
+        self.values[layer][self._request, positions] = values
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` more, which a causal forward has written, as context of every request."""
+        self.check_room(tokens)
+        self.lengths += tokens
+        self.max_length += tokens

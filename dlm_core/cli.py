@@ -1,0 +1,275 @@
+"""The `dlm` command: generate from a checkpoint, bench, draw rooflines, say what is here."""
+
+import argparse
+import importlib.metadata
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dlm_kernels import DeviceError, launch
+from dlm_kernels.backend import backend_for
+
+from .checkpoint import load_model
+from .config import PRESETS, STORED_DTYPES, ModelConfig
+from .decoding import StepEvent, generate
+from .decoding.generate import DEFAULT_THRESHOLD, MODES
+from .model import Model
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports an error in one line."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status, and exits with 2 on a user's error."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    # These two have options of their own, and packages that need not be there.
+    if argv[:1] == ["bench"]:
+        from dlm_bench import run
+
+        return run.main(argv[1:])
+    if argv[:1] == ["roofline"]:
+        from dlm_roofline import plots
+
+        return plots.main(argv[1:])
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    return arguments.run(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="dlm", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("generate", help="generate tokens from a checkpoint")
+    command.set_defaults(run=_generate, parser=command)
+    command.add_argument("folder", metavar="FOLDER", help="config.json and safetensors")
+    prompt = command.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--tokens", type=_ids, metavar='"ID ID ..."', help="prompt as token ids")
+    prompt.add_argument("--prompt", metavar="TEXT", help="prompt as text; needs tokenizer.json")
+    command.add_argument("--max-new-tokens", type=int, default=128, help="default: 128")
+    command.add_argument("--mode", choices=MODES, default="diffusion", help="default: diffusion")
+    command.add_argument("--block-length", type=int, help="default: the config's block_size")
+    command.add_argument(
+        "--threshold",
+        type=float,
+        help=f"commit candidates at least this likely; default: {DEFAULT_THRESHOLD}",
+    )
+    command.add_argument(
+        "--steps", type=int, help="denoising steps a block, in place of a threshold"
+    )
+    command.add_argument("--device", type=_device, help="default: cuda where there is one, or cpu")
+    command.add_argument("--dtype", choices=STORED_DTYPES, help="default: as stored")
+    command.add_argument("--json", action="store_true", help="print the closing JSON line alone")
+
+    commands.add_parser("bench", help="measure ceilings, ops and denoising steps", add_help=False)
+    commands.add_parser("roofline", help="redraw tables and pictures", add_help=False)
+
+    command = commands.add_parser("info", help="versions, devices, and the size of a model")
+    command.set_defaults(run=_info, parser=command)
+    command.add_argument(
+        "model", nargs="?", metavar="MODEL", help=f"a checkpoint folder or {', '.join(PRESETS)}"
+    )
+    return parser
+
+
+# --- generate
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    folder = Path(arguments.folder)
+    device = arguments.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        tokenizer = _tokenizer(folder)
+        prompt = arguments.tokens
+        if prompt is None:
+            if tokenizer is None:
+                raise ValueError(f"argument --prompt: {folder} has no tokenizer.json; use --tokens")
+            prompt = tokenizer.encode(arguments.prompt).ids
+        dtype = arguments.dtype and getattr(torch, arguments.dtype)
+        model = load_model(folder, device=device, dtype=dtype)
+        with _live_blocks(model, tokenizer, arguments) as on_step:
+            start = time.perf_counter()
+            generation = generate(
+                model,
+                prompt,
+                arguments.max_new_tokens,
+                mode=arguments.mode,
+                block_length=arguments.block_length,
+                threshold=arguments.threshold,
+                steps=arguments.steps,
+                on_step=on_step,
+            )
+            seconds = time.perf_counter() - start
+    except (TypeError, ValueError) as error:
+        arguments.parser.error(str(error))
+    except DeviceError as error:
+        arguments.parser.exit(1, f"{arguments.parser.prog}: {error}\n")
+
+    summary = {
+        "mode": arguments.mode,
+        "tokens": generation.tokens,
+        "text": tokenizer and tokenizer.decode(generation.tokens),
+        "forwards": generation.forwards,
+        "tpf": generation.tpf,
+        "committed": generation.committed,
+        "confidences": generation.confidences,
+        "seconds": seconds,
+    }
+    if not arguments.json:
+        if tokenizer:
+            print(summary["text"])
+        print("tokens  ", *generation.tokens)
+        print("forwards", ", ".join(f"{kind} {n}" for kind, n in generation.forwards.items()))
+        if generation.tpf is not None:
+            print(f"TPF      {generation.tpf:.2f} tokens a forward, the prefill not counted")
+        print(f"time     {seconds:.3f} s")
+    print(json.dumps(summary))
+    return 0
+
+
+@contextmanager
+def _live_blocks(
+    model: Model, tokenizer: "Tokenizer | None", arguments: argparse.Namespace
+) -> Iterator:
+    """An `on_step` that shows the blocks filling, or None where nobody would see it."""
+    if arguments.mode != "diffusion" or arguments.json or not sys.stdout.isatty():
+        yield None
+        return
+    from rich.live import Live
+    from rich.text import Text
+
+    blocks: dict[int, Text] = {}
+
+    def on_step(event: StepEvent) -> None:
+        cells = Text()
+        for position, token in enumerate(event.tokens):
+            if token == model.config.mask_token_id:
+                cells.append("· ", style="dim")
+            else:
+                text = tokenizer.decode([token]) if tokenizer else str(token)
+                cells.append(f"{text} ", style="bold green" if position in event.committed else "")
+        blocks[event.block] = cells
+        live.update(Text("\n").join(blocks.values()), refresh=True)
+
+    with Live(auto_refresh=False) as live:
+        yield on_step
+
+
+def _tokenizer(folder: Path) -> "Tokenizer | None":
+    file = folder / "tokenizer.json"
+    if not file.exists():
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{file} is not a tokenizer: {error}") from None
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integer ids") from None
+
+
+def _device(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError):
+        raise argparse.ArgumentTypeError(f"torch has no device {text!r} here") from None
+    return device
+
+
+# --- info
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    print("python      ", sys.version.split()[0])
+    for package in ("dlm-kernels", "torch", "triton", "numpy", "safetensors", "tokenizers"):
+        try:
+            print(f"{package:12}", importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            print(f"{package:12} not installed")
+    devices = [torch.device("cpu")]
+    devices += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    for device in devices:
+        print(f"{device!s:12} {_device_line(device)}")
+    if arguments.model is None:
+        return 0
+
+    try:
+        config = PRESETS.get(arguments.model) or ModelConfig.from_json(
+            Path(arguments.model) / "config.json"
+        )
+    except (TypeError, ValueError) as error:
+        arguments.parser.error(f"argument MODEL: {error}")
+    print()
+    _print_model(arguments.model, config)
+    return 0
+
+
+def _device_line(device: torch.device) -> str:
+    """Backend, and for a GPU its name and the launch table that serves it."""
+    backend = f"{backend_for(torch.empty(0, device=device))} backend"
+    if device.type == "cpu":
+        return f"{torch.get_num_threads()} threads, {backend}"
+    arch = launch.arch_of(device)
+    tables = (launch.BLOCK_ATTENTION, launch.CONFIDENCE, launch.REMASK_SCATTER)
+    entries = [entry for table in tables for entry in _entries(table[arch])]
+    n_tuned = sum(entry.tuned for entry in entries)
+    name = torch.cuda.get_device_name(device)
+    return f"{name}, {backend}, launch table {arch}: {n_tuned} of {len(entries)} entries tuned"
+
+
+def _entries(table) -> Iterator:
+    """Launch configurations in a table, however deep its keys go."""
+    if isinstance(table, dict):
+        for inner in table.values():
+            yield from _entries(inner)
+    else:
+        yield table
+
+
+def _print_model(name: str, config: ModelConfig) -> None:
+    dtype = getattr(torch, config.torch_dtype)
+    model = Model(config, device="meta", dtype=dtype)
+    n_parameters = sum(p.numel() for p in model.parameters())
+    n_read = n_parameters - model.encoder.embed_tokens.weight.numel()
+    kv_size = config.num_key_value_heads * config.head_dim
+    kv_bytes = 2 * config.num_hidden_layers * kv_size * dtype.itemsize
+    rows = {
+        "model": name,
+        "layers": f"{config.num_hidden_layers} of hidden size {config.hidden_size},"
+        f" intermediate {config.intermediate_size}",
+        "attention": f"{config.num_attention_heads} query and {config.num_key_value_heads} KV heads"
+        f" of {config.head_dim}",
+        "vocabulary": f"{config.vocab_size}; mask {config.mask_token_id},"
+        f" EOS {config.eos_token_id}, BOS {config.bos_token_id}",
+        "context": f"{config.max_position_embeddings} positions; blocks of {config.block_size}",
+        "dtype": config.torch_dtype,
+        "parameters": f"{n_parameters:,}",
+        "a forward": f"reads {n_read * dtype.itemsize:,} bytes of weights",
+        "KV cache": f"{kv_bytes:,} bytes a token",
+    }
+    for key, value in rows.items():
+        print(f"{key:12} {value}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

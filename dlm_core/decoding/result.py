@@ -1,0 +1,40 @@
+"""What a decoding loop hands back."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One finished request.
+
+    tokens: generated ids, cut after the first EOS and at max_new_tokens.
+    forwards: forwards run, by kind: prefill, decode, denoise, commit; kinds that ran only.
+    committed: per denoising step, over all blocks, the positions in the block that it committed.
+    confidences: beside `committed`, the softmax probability each was committed with.
+    """
+
+    tokens: list[int]
+    forwards: dict[str, int]
+    committed: list[list[int]] = field(default_factory=list)
+    confidences: list[list[float]] = field(default_factory=list)
+
+    @property
+    def tpf(self) -> float | None:
+        """Tokens per forward, the prefill's forwards not counted; None if nothing else ran."""
+        counted = sum(count for kind, count in self.forwards.items() if kind != "prefill")
+        return len(self.tokens) / counted if counted else None
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """One denoising step, as `on_step` sees it.
+
+    block, step: counted from 0, the step within its block.
+    tokens: the whole block after the step, the mask id where undecided.
+    committed: positions in the block that this step committed, rising.
+    """
+
+    block: int
+    step: int
+    tokens: list[int]
+    committed: list[int]

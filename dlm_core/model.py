@@ -1,0 +1,269 @@
+"""The Nemotron-Labs Diffusion decoder, with the context in a KV cache.
+
+A forward runs a block of M tokens per request behind that request's context, in one of two ways:
+
+- causal: token i sees the context and tokens up to i, and the block's keys and values are written
+  to the cache. Logits at i predict token i + 1. Prefill, decoding and the commit of a finished
+  block run so.
+- bidirectional: every token sees the context and the whole block, and the cache stays as it is.
+  Logits at i predict token i. A denoising step runs so.
+
+Module and parameter names are those of the checkpoint. Nothing here waits for the device.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from dlm_kernels import block_attention
+
+from .cache import KVCache
+from .config import ModelConfig, RopeConfig
+
+Device = torch.device | str
+Factory = Callable[..., nn.Module]  # makes a module of given sizes, on the model's device
+
+
+def yarn_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
+    """Radians a position of each rotated pair: float32 [head_dim / 2], on the CPU.
+
+    A pair that turns at least beta_fast times over the original context keeps its frequency, one
+    that turns at most beta_slow times is slowed by `factor`, with a linear ramp between (YaRN,
+    arXiv 2309.00071, section 3.2). The ramp's ends are rounded outward to whole pairs.
+    """
+    pair = torch.arange(head_dim // 2, dtype=torch.float64)
+    kept = rope.rope_theta ** (-2 * pair / head_dim)
+
+    def pair_that_turns(times: float) -> float:
+        wavelength = rope.original_max_position_embeddings / times
+        return head_dim * math.log(wavelength / (2 * math.pi)) / (2 * math.log(rope.rope_theta))
+
+    low = max(math.floor(pair_that_turns(rope.beta_fast)), 0)
+    high = min(math.ceil(pair_that_turns(rope.beta_slow)), head_dim - 1)
+    slowed = ((pair - low) / max(high - low, 1e-3)).clamp(0, 1)
+    return (kept * (1 - slowed) + kept / rope.factor * slowed).float()
+
+
+class Rotation(NamedTuple):
+    """A rotation of every pair of a head, one per token: float32 [batch, M, 1, head_dim / 2]."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Rotate [batch, M, heads, head_dim]; pair j is elements j and j + head_dim / 2."""
+        first, second = x.float().chunk(2, -1)
+        rotated = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
+        return torch.cat(rotated, -1).to(x.dtype)
+
+
+class Rotary(nn.Module):
+    """Rotations of queries and keys at given positions, the same for every layer."""
+
+    def __init__(self, rope: RopeConfig, head_dim: int, *, device: Device) -> None:
+        super().__init__()
+        frequencies = yarn_frequencies(rope, head_dim).to(device)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.original_context = rope.original_max_position_embeddings
+        self.query_growth = rope.llama_4_scaling_beta
+        growth = 0.1 * math.log(rope.factor)
+        self.magnitude = (1 + rope.mscale * growth) / (1 + rope.mscale_all_dim * growth)
+
+    def forward(self, positions: Tensor) -> tuple[Rotation, Rotation]:
+        """Rotations for queries and for keys at integer `positions` [batch, M].
+
+        The query's holds its scale too, which is exactly 1 within the original context.
+        """
+        angle = positions[:, :, None, None].float() * self.frequencies
+        cos, sin = angle.cos() * self.magnitude, angle.sin() * self.magnitude
+        contexts = (positions // self.original_context).float()
+        query_scale = (1 + self.query_growth * contexts.log1p())[:, :, None, None]
+        return Rotation(cos * query_scale, sin * query_scale), Rotation(cos, sin)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, in float32 whatever the dtype."""
+
+    def __init__(self, size: int, eps: float, *, device: Device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # sums in float32
+
+
+class LayerInputs(NamedTuple):
+    """What every layer of one forward takes beside the hidden states."""
+
+    cache: KVCache
+    positions: Tensor  # int64 [batch, M]
+    query_rotation: Rotation
+    key_rotation: Rotation
+    causal: bool
+    numerics: str
+    error: Tensor | None
+
+
+class Attention(nn.Module):
+    """Grouped-query attention of a block over its context and itself."""
+
+    def __init__(self, config: ModelConfig, layer: int, linear: Factory) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        query_size = config.num_attention_heads * config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = linear(config.hidden_size, query_size)
+        self.k_proj = linear(config.hidden_size, kv_size)
+        self.v_proj = linear(config.hidden_size, kv_size)
+        self.o_proj = linear(query_size, config.hidden_size)
+
+    def forward(self, x: Tensor, inputs: LayerInputs) -> Tensor:
+        q, k, v = self.project(x)
+        q, k = inputs.query_rotation.apply(q), inputs.key_rotation.apply(k)
+        return self.o_proj(self.attend(q, k, v, inputs).flatten(-2))
+
+    def project(self, x: Tensor) -> list[Tensor]:
+        """Queries, keys and values [batch, M, heads, head_dim], not yet rotated."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        return [proj(x).unflatten(-1, (-1, self.head_dim)) for proj in projections]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, inputs: LayerInputs) -> Tensor:
+        cache = inputs.cache
+        if inputs.causal:
+            cache.write(self.layer, inputs.positions, k, v)
+            k = v = None
+        return block_attention(
+            q,
+            cache.keys[self.layer],
+            cache.values[self.layer],
+            cache.lengths,
+            k,
+            v,
+            numerics=inputs.numerics,
+            max_context=cache.max_length,
+            error=inputs.error,
+        )
+
+
+class GatedMLP(nn.Module):
+    def __init__(self, config: ModelConfig, linear: Factory) -> None:
+        super().__init__()
+        self.gate_proj = linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """A pre-norm decoder layer."""
+
+    def __init__(self, config: ModelConfig, layer: int, linear: Factory, norm: Factory) -> None:
+        super().__init__()
+        self.input_layernorm = norm(config.hidden_size)
+        self.self_attn = Attention(config, layer, linear)
+        self.post_attention_layernorm = norm(config.hidden_size)
+        self.mlp = GatedMLP(config, linear)
+
+    def forward(self, x: Tensor, inputs: LayerInputs) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), inputs)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Encoder(nn.Module):
+    """Everything before the head."""
+
+    def __init__(
+        self, config: ModelConfig, linear: Factory, norm: Factory, embedding: Factory
+    ) -> None:
+        super().__init__()
+        self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            Layer(config, i, linear, norm) for i in range(config.num_hidden_layers)
+        )
+        self.norm = norm(config.hidden_size)
+
+    def forward(self, tokens: Tensor, inputs: LayerInputs) -> Tensor:
+        x = self.embed_tokens(tokens)
+        for layer in self.layers:
+            x = layer(x, inputs)
+        return self.norm(x)
+
+
+class Model(nn.Module):
+    """A diffusion language model for inference; see the module's docstring.
+
+    Weights are left uninitialised on `device` in `dtype`: `load_model` and `random_model` fill
+    them.
+    """
+
+    def __init__(self, config: ModelConfig, *, device: Device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        where = {"device": device, "dtype": dtype}
+        linear = partial(skip_init, nn.Linear, bias=False, **where)
+        norm = partial(RMSNorm, eps=config.rms_norm_eps, **where)
+        embedding = partial(skip_init, nn.Embedding, **where)
+        self.encoder = Encoder(config, linear, norm, embedding)
+        self.diffusion_head = linear(config.hidden_size, config.vocab_size)
+        self.rotary = Rotary(config.rope, config.head_dim, device=device)
+        self.requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.diffusion_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.diffusion_head.weight.dtype
+
+    def forward(
+        self,
+        tokens: Tensor,
+        cache: KVCache,
+        *,
+        causal: bool,
+        numerics: str = "invariant",
+        error: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states behind the final norm of one block per request.
+
+        Args:
+            tokens: int32 or int64 [batch, M], 1 <= M <= 256; token i of request b stands at
+                position cache.lengths[b] + i.
+            cache: the context. A causal forward writes the block's keys and values behind it and
+                leaves `lengths` to `KVCache.advance`; a bidirectional one changes nothing.
+            causal: see the module's docstring.
+            numerics: of `dlm_kernels.block_attention`.
+            error: device error word to set, int32 [1].
+
+        Returns:
+            [batch, M, hidden_size] in the model's dtype; `logits` turns them into logits.
+
+        Raises:
+            ValueError: a shape does not fit, or a causal block does not fit into the cache.
+        """
+        if tokens.dim() != 2 or tokens.shape[0] != cache.batch:
+            raise ValueError(
+                f"tokens has shape {list(tokens.shape)}; it must be [{cache.batch}, M], a block"
+                " for each request of the cache"
+            )
+        block = tokens.shape[1]
+        if causal:
+            cache.check_room(block)
+        positions = cache.lengths[:, None].long() + torch.arange(block, device=tokens.device)
+        inputs = LayerInputs(cache, positions, *self.rotary(positions), causal, numerics, error)
+        return self.encoder(tokens, inputs)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., vocab_size] of hidden states [..., hidden_size], in the model's dtype."""
+        return self.diffusion_head(hidden)

@@ -1,0 +1,154 @@
+"""Every kernel compiles for every architecture within its limits, as its launcher launches it.
+
+Runs in a process of its own: a kernel that was imported for the interpreter cannot be compiled.
+"""
+
+import importlib
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from kernel_compiler import CompiledKernel, compile_launches
+
+from dlm_kernels import launch
+
+ARCHS = list(launch.SHARED_MEMORY)
+# As __init__ binds each op's function to its module's name, modules are imported by path.
+attention = importlib.import_module("dlm_kernels.block_attention")
+confidence = importlib.import_module("dlm_kernels.confidence")
+remask = importlib.import_module("dlm_kernels.remask_scatter")
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def attention_launcher(
+    head_dim: int,
+    *,
+    causal: bool = False,
+    block: int = 32,
+    capacity: int = 8192,
+    numerics: str = "invariant",
+    dtype: torch.dtype = torch.bfloat16,
+    lse: bool = False,
+) -> Callable[[], object]:
+    """The 8B model's heads: 32 query heads on 8 KV heads."""
+    cache = empty(2, capacity, 8, head_dim, dtype=dtype)
+    fresh = None if causal else empty(2, block, 8, head_dim, dtype=dtype)
+    context_limit = capacity - block if causal else capacity
+    arguments = (
+        empty(2, block, 32, head_dim, dtype=dtype), cache, cache, empty(2), fresh, fresh,
+        head_dim**-0.5, numerics, context_limit, lse, empty(1),
+    )  # fmt: skip
+    return lambda: attention._launch(*arguments)
+
+
+def confidence_launcher(
+    dtype: torch.dtype, *, extras: bool = False, bare: bool = False, stride: int = 131072
+) -> Callable[[], object]:
+    logits = torch.empty_strided((32, 131072), (stride, 1), dtype=dtype, device="meta")
+    tokens, banned, error = (None,) * 3 if bare else (empty(32), empty(1), empty(1))
+    return lambda: confidence._launch(logits, tokens, 100, banned, extras, extras, error)
+
+
+def remask_launcher(block: int, tokens: torch.dtype = torch.int32) -> Callable[[], object]:
+    state = (
+        empty(4, block, dtype=tokens), empty(4, block), empty(4, block, dtype=torch.float32),
+        empty(4), empty(4), empty(4, dtype=torch.bool),
+    )  # fmt: skip
+    candidate, certainty = empty(4, block), empty(4, block, dtype=torch.float32)
+    return lambda: remask._launch(*state, candidate, certainty, 100, 11, 0.9, 1, 0, empty(1))
+
+
+CASES = {
+    **{
+        f"D{head_dim} {'causal' if causal else 'bidirectional'}": attention_launcher(
+            head_dim, causal=causal
+        )
+        for head_dim in (16, 32, 64, 128, 256)
+        for causal in (False, True)
+    },
+    "D128 one split": attention_launcher(128, capacity=512, lse=True),
+    "D128 causal one split": attention_launcher(128, capacity=512, lse=True, causal=True),
+    "D128 fast, 1 query": attention_launcher(128, block=1, numerics="fast", causal=True),
+    "D128 fast, 256 queries": attention_launcher(128, block=256, numerics="fast"),
+    "D64 fp16": attention_launcher(64, dtype=torch.float16),
+    "D64 fp32": attention_launcher(64, dtype=torch.float32, causal=True),
+    "D128 fp32": attention_launcher(128, dtype=torch.float32),
+    "D256 fp32": attention_launcher(256, dtype=torch.float32),
+    "bf16": confidence_launcher(torch.bfloat16),
+    "bf16 bare": confidence_launcher(torch.bfloat16, bare=True),
+    "bf16 odd stride": confidence_launcher(torch.bfloat16, stride=131075),
+    "bf16 entropy, margin": confidence_launcher(torch.bfloat16, extras=True),
+    "fp16": confidence_launcher(torch.float16),
+    "fp32": confidence_launcher(torch.float32),
+    "fp32 entropy, margin": confidence_launcher(torch.float32, extras=True),
+    "block 32": remask_launcher(32),
+    "block 64, int64 tokens": remask_launcher(64, torch.int64),
+    "block 256": remask_launcher(256),
+}
+
+
+def count(pattern: str, lines: list[str]) -> int:
+    return sum(bool(re.search(pattern, line)) for line in lines)
+
+
+def main_loop(kernel: CompiledKernel) -> list[str]:
+    """The loop over logits without bans: the shortest that takes exponentials."""
+    return min((loop for loop in kernel.loops() if count(r"MUFU\.EX2", loop)), key=len)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("case", CASES)
+def test_fits_without_spills(case: str, arch: str, report) -> None:
+    kernels = compile_launches(arch, CASES[case])
+    assert kernels, "the launcher launched nothing"
+    for kernel in kernels:
+        report.add(case, kernel)
+        assert kernel.spills == 0 and kernel.usage["LOCAL"] == 0, kernel.usage
+        assert kernel.shared <= launch.SHARED_MEMORY[arch]
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 128, 256])
+def test_hopper_attention_uses_wgmma_and_wide_loads(head_dim: int, causal: bool) -> None:
+    split, _ = compile_launches("sm_90", attention_launcher(head_dim, causal=causal))
+    assert split.constants["BLOCK_M"] >= 64
+    assert count(r"\bHGMMA\b", split.sass) > 0
+    assert count(r"\bHMMA\b", split.sass) == 0
+    async_loads = count(r"\bLDGSTS\b", split.sass)
+    assert async_loads > 0
+    assert count(r"\bLDGSTS\S*\.128", split.sass) == async_loads
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_confidence_loop_is_lean(arch: str, report) -> None:
+    """Goals for bf16 without entropy and margin: 12 instructions, 1.1 exponentials a logit.
+
+    At 90% of an H200's bandwidth its SMs have 15.3 instruction and 1.9 special-function slots.
+    """
+    chunk, _ = compile_launches(arch, confidence_launcher(torch.bfloat16))
+    loop = main_loop(chunk)
+    loads = count(r"\b(LDGSTS|LDG)\S*\.128", loop)
+    logits = loads * chunk.constants["VECTOR"]
+    instructions, exps = len(loop) / logits, count(r"MUFU\.EX2", loop) / logits
+    report.add("bf16 main loop", chunk, f"{instructions:.1f} instructions, {exps:.2f} ex2 a logit")
+    assert loads == 2
+    assert instructions <= 12
+    assert exps <= 1.1
+
+
+def test_gate_sees_spills(monkeypatch: pytest.MonkeyPatch) -> None:
+    crowded = launch.AttentionLaunch(64, 64, split_keys=1024, num_warps=4, num_stages=2)
+    monkeypatch.setattr(launch, "smallest_serving", lambda table, size: crowded)
+    split, _ = compile_launches("sm_90", attention_launcher(256))
+    assert split.spills > 0
+
+
+def test_gate_sees_too_much_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = launch.AttentionLaunch(128, 128, split_keys=1024, num_warps=8, num_stages=6)
+    monkeypatch.setattr(launch, "smallest_serving", lambda table, size: deep)
+    split, _ = compile_launches("sm_90", attention_launcher(128))
+    assert split.shared > launch.SHARED_MEMORY["sm_90"]

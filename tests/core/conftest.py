@@ -1,0 +1,35 @@
+"""What the tests of dlm_core share: the golden checkpoints and a quick way to run small models."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small spend their time waking a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def golden() -> Path:
+    """Folder of the golden checkpoints and of the published configs."""
+    return GOLDEN
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A copy of the checkpoint tiny-a that a test may damage."""
+    folder = tmp_path / "tiny-a"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(GOLDEN / "tiny-a" / name, folder / name)
+    return folder

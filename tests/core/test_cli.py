@@ -1,0 +1,164 @@
+"""The dlm command: what it prints, and one line for whatever a user got wrong."""
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from dlm_core import cli, generate, load_model
+
+PROMPT = "91 93"
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def closing_line(output: str) -> dict:
+    return json.loads(output.splitlines()[-1])
+
+
+@pytest.mark.parametrize("mode", ["autoregressive", "diffusion"])
+def test_generate_prints_what_the_function_returns(
+    mode: str, golden: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = golden / "tiny-b"
+    status = cli.main(
+        ["generate", str(folder), "--tokens", PROMPT, "--max-new-tokens", "18", "--mode", mode]
+        + ["--device", "cpu"]
+    )
+    printed = capsys.readouterr().out
+    expected = generate(load_model(folder), [91, 93], 18, mode=mode)
+    summary = closing_line(printed)
+    assert status == 0
+    assert summary["tokens"] == expected.tokens
+    assert summary["forwards"] == expected.forwards
+    assert summary["committed"] == expected.committed
+    assert summary["tpf"] == expected.tpf
+    assert printed.splitlines()[0].split() == ["tokens", *map(str, expected.tokens)]
+
+
+def test_json_prints_the_closing_line_alone(golden: Path, capsys: pytest.CaptureFixture) -> None:
+    cli.main(["generate", str(golden / "tiny-b"), "--tokens", "91,93", "--steps", "3", "--json"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    assert closing_line(lines[0])["tokens"] == [97, 2]
+
+
+def test_prompt_is_text_where_there_is_a_tokenizer(
+    checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    tokenizers = pytest.importorskip("tokenizers", reason="text prompts need tokenizers")
+    models, pre_tokenizers = tokenizers.models, tokenizers.pre_tokenizers
+    words = tokenizers.Tokenizer(models.WordLevel({f"w{i}": i for i in range(67)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save(str(checkpoint / "tokenizer.json"))
+    cli.main(["generate", str(checkpoint), "--prompt", "w13 w17 w21", "--max-new-tokens", "4"])
+    by_text = capsys.readouterr().out
+    cli.main(["generate", str(checkpoint), "--tokens", "13 17 21", "--max-new-tokens", "4"])
+    by_ids = closing_line(capsys.readouterr().out)
+    assert closing_line(by_text)["tokens"] == by_ids["tokens"]
+    assert by_text.splitlines()[0] == " ".join(f"w{i}" for i in by_ids["tokens"])
+
+
+def test_terminal_shows_the_block_filling(
+    golden: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("rich", reason="the live view is drawn with rich")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    cli.main(["generate", str(golden / "tiny-a"), "--tokens", "13 17 21", "--max-new-tokens", "8"])
+    shown = capsys.readouterr().out
+    assert "·" in shown
+    assert closing_line(shown)["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "COMMAND"),
+        (["polish"], "COMMAND"),
+        (["generate"], "FOLDER"),
+        (["generate", "{tiny}"], "--tokens --prompt"),
+        (["generate", "{tiny}", "--tokens", "1 x"], "--tokens: '1 x'"),
+        (["generate", "{tiny}", "--tokens", ""], "prompt is empty"),
+        (["generate", "{tiny}", "--tokens", "3"], "prompt holds 3"),
+        (["generate", "{tiny}", "--tokens", "1", "--mode", "beam"], "--mode"),
+        (["generate", "{tiny}", "--tokens", "1", "--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["generate", "{tiny}", "--tokens", "1", "--block-length", "1"], "block_length is 1"),
+        (["generate", "{tiny}", "--tokens", "1", "--device", "abacus"], "--device"),
+        (["generate", "{tiny}", "--tokens", "1", "--dtype", "int8"], "--dtype"),
+        (["generate", "{tiny}", "--prompt", "hello"], "--prompt"),
+        (["generate", "{tiny}/absent", "--tokens", "1"], "absent/config.json cannot be read"),
+        (["info", "7b"], "MODEL: 7b/config.json cannot be read"),
+    ],
+)
+def test_user_s_error_is_one_line_and_status_2(
+    arguments: list[str], named: str, golden: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        cli.main([argument.format(tiny=golden / "tiny-a") for argument in arguments])
+    error = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert error.count("\n") == 1 and named in error
+
+
+def test_damaged_tokenizer_is_named(checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("tokenizers", reason="text prompts need tokenizers")
+    (checkpoint / "tokenizer.json").write_text("{")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["generate", str(checkpoint), "--prompt", "hello"])
+    assert "tokenizer.json is not a tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "weight_bytes", "kv_bytes"),
+    [
+        ("3b", "3.83", "6.86", 106_496),
+        ("8b", "8.49", "15.9", 139_264),
+        ("14b", "13.5", "25.7", 163_840),
+    ],
+)
+def test_info_prints_the_published_sizes(
+    name: str, parameters: str, weight_bytes: str, kv_bytes: int, capsys: pytest.CaptureFixture
+) -> None:
+    assert cli.main(["info", name]) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line)
+    assert f"{int(rows['parameters'].replace(',', '')) / 1e9:.3g}" == parameters
+    read = int(rows["a"].split()[2].replace(",", ""))
+    assert f"{read / 1e9:.3g}" == weight_bytes
+    assert rows["KV"].split()[1] == f"{kv_bytes:,}"
+    assert rows["cpu"].endswith("torch backend")
+
+
+def test_info_takes_a_folder(golden: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["info", str(golden / "tiny-b")]) == 0
+    assert "92,976" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "module"),
+    [("bench", "dlm_bench", "run"), ("roofline", "dlm_roofline", "plots")],
+)
+def test_bench_and_roofline_get_the_rest_of_the_line(
+    command: str, package: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received = []
+    stand_in = types.ModuleType(package)
+    setattr(stand_in, module, types.SimpleNamespace(main=lambda argv: received.append(argv) or 7))
+    monkeypatch.setitem(sys.modules, package, stand_in)
+    assert cli.main([command, "--quick", "x", "--help"]) == 7
+    assert received == [["--quick", "x", "--help"]]
+
+
+def test_module_runs_as_a_command(golden: Path) -> None:
+    command = [sys.executable, "-m", "dlm_core.cli", "generate", str(golden / "tiny-b")]
+    run = subprocess.run(
+        [*command, "--tokens", PROMPT, "--json"], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    assert closing_line(run.stdout)["tokens"] == [97, 2]
+    assert run.stderr == ""

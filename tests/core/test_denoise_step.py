@@ -1,0 +1,113 @@
+"""One denoising step of a batch: requests stay apart, and on a GPU the host never waits."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dlm_core import KVCache, Model, load_model, random_model
+from dlm_core.decoding.diffusion import denoise_step
+from dlm_kernels import BlockState, new_error_word
+
+CONTEXT_LENGTHS = (5, 33, 20)
+BLOCK = 8
+
+
+def context_of(model: Model, lengths: tuple[int, ...]) -> tuple[KVCache, torch.Tensor]:
+    """A ragged context of rising runs, and each request's next id."""
+    device = model.device
+    longest = max(lengths)
+    runs = (
+        torch.arange(longest + 1, device=device) + 4 + torch.tensor(lengths, device=device)[:, None]
+    )
+    runs = 4 + runs % 60
+    cache = KVCache(model.config, len(lengths), 64, device=device, dtype=model.dtype)
+    model(runs[:, :longest], cache, causal=True)
+    cache.advance(longest)
+    cache.lengths.copy_(torch.tensor(lengths))
+    return cache, runs.gather(1, cache.lengths[:, None].long()).int()
+
+
+def blocks_of(model: Model, seeds: torch.Tensor) -> BlockState:
+    mask_id = model.config.mask_token_id
+    tokens = torch.full((len(seeds), BLOCK), mask_id, dtype=torch.int32, device=model.device)
+    tokens[:, :1] = seeds
+    return BlockState.start(tokens, mask_id)
+
+
+def step_arguments(model: Model) -> dict:
+    mask_id = model.config.mask_token_id
+    return {
+        "banned": torch.tensor([mask_id], dtype=torch.int32, device=model.device),
+        "threshold": 0.9,
+        "steps": None,
+        "error": new_error_word(model.device),
+    }
+
+
+def test_batch_commits_what_each_request_alone_commits(golden: Path, device: str) -> None:
+    model = load_model(golden / "tiny-a", device=device)
+    cache, seeds = context_of(model, CONTEXT_LENGTHS)
+    together = blocks_of(model, seeds)
+    arguments = step_arguments(model)
+    for _ in range(3):
+        denoise_step(model, cache, together, **arguments)
+    for b, length in enumerate(CONTEXT_LENGTHS):
+        alone = blocks_of(model, seeds[b : b + 1])
+        own = KVCache(model.config, 1, 64, device=device, dtype=model.dtype)
+        for ours, theirs in zip(own.keys + own.values, cache.keys + cache.values, strict=True):
+            ours.copy_(theirs[b : b + 1])
+        own.advance(length)
+        for _ in range(3):
+            denoise_step(model, own, alone, **arguments)
+        assert together.tokens[b].tolist() == alone.tokens[0].tolist()
+        assert together.commit_step[b].tolist() == alone.commit_step[0].tolist()
+    assert int(arguments["error"]) == 0
+
+
+def test_done_request_is_left_as_it_is(golden: Path, device: str) -> None:
+    model = load_model(golden / "tiny-a", device=device)
+    cache, seeds = context_of(model, CONTEXT_LENGTHS)
+    state = blocks_of(model, seeds)
+    state.done[1] = True
+    before = [tensor.clone() for tensor in state]
+    denoise_step(model, cache, state, **step_arguments(model))
+    for name, old, new in zip(BlockState._fields, before, state, strict=True):
+        assert torch.equal(old[1], new[1]), name
+    assert (state.masks_left[[0, 2]] < before[3][[0, 2]]).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_step_never_waits_for_the_device(dtype: torch.dtype) -> None:
+    model = random_model("tiny", device="cuda", dtype=dtype)
+    cache, seeds = context_of(model, CONTEXT_LENGTHS)
+    arguments = step_arguments(model)
+    denoise_step(model, cache, blocks_of(model, seeds), **arguments)  # compiles the kernels
+    state = blocks_of(model, seeds)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        denoise_step(model, cache, state, **arguments)
+        model(state.tokens, cache, causal=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_graph_replays_equal_eager_steps(dtype: torch.dtype) -> None:
+    model = random_model("tiny", device="cuda", dtype=dtype)
+    cache, seeds = context_of(model, CONTEXT_LENGTHS)
+    arguments = step_arguments(model)
+    eager = blocks_of(model, seeds)
+    for _ in range(4):
+        denoise_step(model, cache, eager, **arguments)
+
+    replayed = blocks_of(model, seeds)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        denoise_step(model, cache, replayed, **arguments)
+    for _ in range(4):
+        graph.replay()
+    for name, one, other in zip(BlockState._fields, eager, replayed, strict=True):
+        assert torch.equal(one, other), name

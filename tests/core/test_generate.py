@@ -1,0 +1,164 @@
+"""generate: bad requests, limits, callbacks and faults met on the device."""
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from dlm_core import Generation, KVCache, Model, StepEvent, generate, load_model
+from dlm_kernels import DeviceError
+
+# Tokens of this run are in the golden cases; none of its three blocks of 8 holds an EOS.
+PROMPT = [59, 62, 65, 2, 13, 17, 21, 25, 29, 33, 37, 41, 45, 49, 53, 57, 61, 65, 2, 28, 31, 34]
+PROMPT += [37, 40, 43, 46, 49, 52, 55, 58, 61, 64, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+
+
+@pytest.fixture
+def model(golden: Path, device: str) -> Model:
+    """tiny-a: vocabulary 67, mask id 3, EOS 2, blocks of 8, 768 positions."""
+    return load_model(golden / "tiny-a", device=device)
+
+
+diffuse = functools.partial(generate, mode="diffusion")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mode": "beam"}, "mode is 'beam'; it must be one of autoregressive, diffusion"),
+        ({"prompt": []}, "prompt is empty"),
+        ({"prompt": [1, 67]}, "prompt holds 67; ids must be in [0, 67)"),
+        ({"prompt": [-1]}, "prompt holds -1"),
+        ({"prompt": [1, 3]}, "prompt holds 3, the mask id"),
+        ({"prompt": [1.5]}, "prompt is [1.5]"),
+        ({"prompt": 7}, "prompt is 7"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"max_new_tokens": 2.0}, "max_new_tokens is 2.0"),
+        ({"max_new_tokens": 768}, "max_new_tokens is 768; behind a prompt of 2 tokens"),
+        ({"max_new_tokens": 761}, "takes 770 positions, and the model has 768"),
+        ({"block_length": 1}, "block_length is 1"),
+        ({"block_length": 257}, "block_length is 257"),
+        ({"block_length": True}, "block_length is True"),
+        ({"threshold": 1.1}, "threshold is 1.1"),
+        ({"threshold": -0.1}, "threshold is -0.1"),
+        ({"threshold": float("nan")}, "threshold is nan"),
+        ({"threshold": "0.9"}, "threshold is '0.9'"),
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 8}, "steps is 8; it must be in [1, 7]"),
+        ({"steps": 4, "threshold": 0.9}, "threshold is 0.9 beside steps=4"),
+        ({"mode": "autoregressive", "steps": 4}, "steps is 4; it needs mode='diffusion'"),
+        ({"mode": "autoregressive", "threshold": 0.0}, "threshold is 0.0; it needs"),
+        ({"mode": "autoregressive", "block_length": 8}, "block_length is 8; it needs"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_bad_argument_is_named_before_anything_runs(
+    change: dict, message: str, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "forward", lambda *_, **__: pytest.fail("a forward ran"))
+    request = {"prompt": [1, 4], "max_new_tokens": 8, "mode": "diffusion"} | change
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        generate(model, **request)
+
+
+def test_longest_request_that_fits_runs(model: Model) -> None:
+    assert generate(model, [4, 5], 766).tokens
+    assert diffuse(model, [4] * 760, 8).tokens
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 7, 8, 9, 17])
+def test_last_block_is_whole_and_its_tokens_are_cut(model: Model, max_new_tokens: int) -> None:
+    whole = diffuse(model, PROMPT, 24, steps=3)
+    cut = diffuse(model, PROMPT, max_new_tokens, steps=3)
+    blocks = -(-max_new_tokens // 8)
+    assert cut.tokens == whole.tokens[:max_new_tokens]
+    assert cut.committed == whole.committed[: 3 * blocks]
+    commits = {"commit": blocks - 1} if blocks > 1 else {}
+    assert cut.forwards == {"prefill": 1, "denoise": 3 * blocks} | commits
+
+
+def test_threshold_is_the_default_rule(model: Model) -> None:
+    assert diffuse(model, PROMPT, 24) == diffuse(model, PROMPT, 24, threshold=0.9, block_length=8)
+
+
+@pytest.mark.parametrize(("threshold", "denoise"), [(0, 3), (1, 21)])
+def test_threshold_commits_all_or_one(model: Model, threshold: float, denoise: int) -> None:
+    assert diffuse(model, PROMPT, 24, threshold=threshold).forwards["denoise"] == denoise
+
+
+@pytest.mark.parametrize(("length", "chunks"), [(256, 1), (257, 2), (600, 3)])
+def test_long_prompt_is_prefilled_in_chunks(model: Model, length: int, chunks: int) -> None:
+    prompt = [4 + i % 60 for i in range(length)]
+    generation = generate(model, prompt, 1)
+    assert generation.forwards == {"prefill": chunks}
+
+    cache = KVCache(model.config, 1, length, device=model.device, dtype=model.dtype)
+    for chunk in torch.tensor([prompt], device=model.device).split(100, dim=1):
+        hidden = model(chunk, cache, causal=True)
+        cache.advance(chunk.shape[1])
+    logits = model.logits(hidden[0, -1])
+    logits[model.config.mask_token_id] = -torch.inf
+    assert generation.tokens == [int(logits.argmax())]
+
+
+def test_prompt_may_be_a_tensor(model: Model) -> None:
+    assert generate(model, torch.tensor(PROMPT), 4) == generate(model, PROMPT, 4)
+
+
+def test_on_step_sees_the_block_fill(model: Model) -> None:
+    events: list[StepEvent] = []
+    generation = diffuse(model, PROMPT, 21, on_step=events.append)
+    assert [event.committed for event in events] == generation.committed
+    assert [event.block for event in events] == sorted(event.block for event in events)
+    blocks = {event.block: event.tokens for event in events}
+    assert sum(blocks.values(), [])[:21] == generation.tokens
+    for event in events:
+        masks = event.tokens.count(model.config.mask_token_id)
+        earlier = [e for e in events if e.block == event.block and e.step <= event.step]
+        assert masks == 7 - sum(len(e.committed) for e in earlier)
+        assert event.step == len(earlier) - 1
+
+
+@pytest.mark.parametrize(
+    ("forwards", "tpf"),
+    [
+        ({"prefill": 1}, None),
+        ({"prefill": 2, "decode": 8}, 1.0),
+        ({"prefill": 1, "denoise": 3, "commit": 1}, 2.0),
+    ],
+)
+def test_tpf_counts_every_forward_but_the_prefill(forwards: dict, tpf: float | None) -> None:
+    assert Generation(list(range(8)), forwards).tpf == tpf
+
+
+@pytest.mark.parametrize("mode", ["autoregressive", "diffusion"])
+def test_nan_on_the_device_is_raised(model: Model, mode: str) -> None:
+    model.diffusion_head.weight[5, 0] = torch.nan
+    with pytest.raises(DeviceError, match="NaN"):
+        generate(model, PROMPT, 8, mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["autoregressive", "diffusion"])
+def test_logits_with_nothing_to_choose_are_raised(
+    model: Model, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = Model.logits
+    monkeypatch.setattr(Model, "logits", lambda *args: logits(*args).fill_(-torch.inf))
+    with pytest.raises(DeviceError, match="no token to choose"):
+        generate(model, PROMPT, 8, mode=mode)
+
+
+def test_block_with_nothing_to_choose_is_raised(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = Model.logits
+
+    def no_choice_in_blocks(self: Model, hidden: torch.Tensor) -> torch.Tensor:
+        values = logits(self, hidden)
+        return values.fill_(-torch.inf) if hidden.dim() == 3 else values
+
+    monkeypatch.setattr(Model, "logits", no_choice_in_blocks)
+    with pytest.raises(DeviceError, match="no position with a usable candidate"):
+        diffuse(model, PROMPT, 8)

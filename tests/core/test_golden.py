@@ -1,0 +1,100 @@
+"""Logits, tokens, commit order and forward counts against cases made with transformers in float64.
+
+See tests/golden/README.md for where the cases come from and for their margins.
+"""
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dlm_core import KVCache, Model, generate, load_model
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CHECKPOINTS = ("tiny-a", "tiny-b")
+PREFIXES = range(5)
+
+load = functools.cache(load_model)
+
+
+@pytest.fixture(params=["torch", "triton"])
+def backend_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The device on which the backend named by the parameter runs, with that backend forced."""
+    device = request.getfixturevalue("device" if request.param == "torch" else "triton_device")
+    monkeypatch.setenv("DLM_BACKEND", request.param)
+    return device
+
+
+def token_runs() -> list:
+    """Every (checkpoint, prompt, run) of the expected tokens that the decoding loops cover."""
+    runs = []
+    for checkpoint in CHECKPOINTS:
+        cases = json.loads((GOLDEN / checkpoint / "expected_tokens.json").read_text())
+        for n, case in enumerate(cases):
+            expected = [("autoregressive", case["autoregressive"])]
+            expected += [("diffusion", run) for run in case["diffusion"]]
+            for mode, run in expected:
+                rule = {key: run[key] for key in ("threshold", "steps") if key in run}
+                name = "-".join([mode, *(f"{key}={value}" for key, value in rule.items())])
+                runs.append(
+                    pytest.param(checkpoint, case, mode, run, id=f"{checkpoint}-prompt{n}-{name}")
+                )
+    return runs
+
+
+@pytest.mark.parametrize("i", PREFIXES, ids=lambda i: f"prefix{i}")
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+def test_logits(checkpoint: str, i: int, backend_device: str) -> None:
+    model = load(GOLDEN / checkpoint, device=backend_device)
+    expected = load_file(GOLDEN / checkpoint / "expected_logits.safetensors", backend_device)
+    prefix, block = (expected[f"logits.{i}.{part}"] for part in ("prefix", "block"))
+    cache = KVCache(
+        model.config,
+        batch=1,
+        capacity=len(prefix) + len(block),
+        device=backend_device,
+        dtype=model.dtype,
+    )
+
+    causal = run(model, prefix, cache, causal=True)
+    torch.testing.assert_close(causal, expected[f"logits.{i}.causal"], atol=1e-4, rtol=0)
+    cache.advance(len(prefix))
+    bidirectional = run(model, block, cache, causal=False)
+    torch.testing.assert_close(
+        bidirectional, expected[f"logits.{i}.bidirectional"], atol=1e-4, rtol=0
+    )
+
+
+def run(model: Model, tokens: torch.Tensor, cache: KVCache, *, causal: bool) -> torch.Tensor:
+    return model.logits(model(tokens[None], cache, causal=causal))[0]
+
+
+def test_some_prefixes_lie_past_the_original_context() -> None:
+    for checkpoint in CHECKPOINTS:
+        expected = load_file(GOLDEN / checkpoint / "expected_logits.safetensors")
+        longest = max(len(expected[f"logits.{i}.prefix"]) for i in PREFIXES)
+        rope = load(GOLDEN / checkpoint).config.rope
+        assert longest > 2 * rope.original_max_position_embeddings
+
+
+@pytest.mark.parametrize(("checkpoint", "case", "mode", "expected"), token_runs())
+def test_tokens_commits_and_forwards(
+    checkpoint: str, case: dict, mode: str, expected: dict, backend_device: str
+) -> None:
+    model = load(GOLDEN / checkpoint, device=backend_device)
+    generation = generate(
+        model,
+        case["prompt"],
+        case["max_new_tokens"],
+        mode=mode,
+        block_length=expected.get("block_length"),
+        threshold=expected.get("threshold"),
+        steps=expected.get("steps"),
+    )
+    assert generation.tokens == expected["tokens"]
+    assert generation.forwards == expected["forwards"]
+    assert generation.committed == expected.get("committed", [])
+    assert [len(step) for step in generation.confidences] == list(map(len, generation.committed))
