@@ -41,7 +41,7 @@ lint: $(call needs,lint) ## Check style and formatting with ruff
 bench: $(call needs,bench) ## Measure ceilings, ops and denoising steps on this machine's device, into out/
 	@$(run) -m dlm_core.cli bench $(ARGS)
 
-roofline: $(call needs,bench) ## Redraw tables and pictures from records alone
+roofline: $(call needs,bench) ## Redraw the pictures from records alone
 	@$(run) -m dlm_core.cli roofline $(ARGS)
 
 readme: $(call needs,bench) ## Rewrite README's tables from the records in bench/results/

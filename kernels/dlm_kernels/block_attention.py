@@ -31,7 +31,7 @@ from torch import Tensor
 from . import error_word, launch, reference, torch_backend
 from .backend import backend_for, contents_checked
 from .cost import Cost
-from .validate import FLOAT_DTYPES, check_int, check_tensor, check_unit_stride
+from .validate import FLOAT_DTYPES, check_int, check_number, check_tensor, check_unit_stride
 
 MAX_BLOCK = 256
 NUMERICS = ("invariant", "fast")
@@ -464,6 +464,9 @@ def block_attention(
         error: error word to set where a context length is out of range, int32 [1]; such a length
             is clamped.
 
+    What lies in the cache behind the keys a block may see is never read. NaN or inf among the keys
+    and values of a causal block itself can reach its earlier queries too.
+
     Returns:
         [batch, block, query_heads, head_dim] in q's dtype, contiguous; with `return_lse` also
         float32 [batch, block, query_heads].
@@ -499,7 +502,8 @@ def block_attention(
     check_unit_stride("context_lens", context_lens)
     if scale is None:
         scale = head_dim**-0.5
-    elif not 0 < scale < float("inf"):
+    check_number("scale", scale)
+    if not 0 < scale < float("inf"):
         raise ValueError(f"scale is {scale}; it must be positive and finite")
     if numerics not in NUMERICS:
         raise ValueError(f"numerics is {numerics!r}; it must be one of {', '.join(NUMERICS)}")

@@ -26,7 +26,7 @@ from torch import Tensor
 from . import error_word, launch, reference, torch_backend
 from .backend import backend_for, contents_checked
 from .cost import Cost
-from .validate import ID_DTYPES, check_int, check_tensor
+from .validate import ID_DTYPES, check_int, check_number, check_tensor
 
 MAX_BLOCK = 256
 
@@ -276,6 +276,8 @@ def remask_scatter(
     Raises:
         TypeError, ValueError: a dtype, shape, device or range does not fit; the message names it.
     """
+    if not isinstance(state, BlockState):
+        raise TypeError(f"state is a {type(state).__name__}; it must be a BlockState")
     _check_tokens(state.tokens)
     batch, block = state.tokens.shape
     device = state.tokens.device
@@ -294,8 +296,10 @@ def remask_scatter(
     check_int("mask_id", mask_id, 0, 2**31 - 1)
     check_int("eos_id", eos_id, 0, 2**31 - 1)
     check_int("top_k", top_k, 1, MAX_BLOCK)
-    if threshold is not None and math.isnan(threshold):
-        raise ValueError("threshold is NaN; it must be a number, or None for no threshold")
+    if threshold is not None:
+        check_number("threshold", threshold)
+        if math.isnan(threshold):
+            raise ValueError("threshold is NaN; it must be a number, or None for no threshold")
     if steps is not None:
         check_int("steps", steps, 1, 2**31 - 1)
         if top_k != 1:

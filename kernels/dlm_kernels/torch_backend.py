@@ -67,40 +67,49 @@ def confidence(
     error: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     x = logits.float()
-    vocab = x.shape[-1]
-    choice = x
-    if banned is not None:
-        in_range = (banned >= 0) & (banned < vocab)
-        error_word.set_where(error, ~in_range, error_word.ID_OUT_OF_RANGE)
-        # One column more takes the ids that are out of range.
-        bans = torch.zeros(vocab + 1, dtype=torch.bool, device=x.device)
-        bans[torch.where(in_range, banned, vocab).long()] = True
-        choice = x.masked_fill(bans[:vocab], -math.inf)
-    token = choice.argmax(-1)
-    best = choice.gather(-1, token[:, None])[:, 0]
-    lse = x.logsumexp(-1)
+    p = x.softmax(-1)
+    peak_id = x.argmax(-1)
+    peak, p_peak = _at(x, peak_id), _at(p, peak_id)  # NaN where the row holds one
+    lse = peak - p_peak.log()
 
-    infinities = (x == math.inf).sum(-1)
-    certain = (infinities == 1) & (best == math.inf)
-    valid = torch.where(infinities > 0, certain, best > -math.inf) & ~x.isnan().any(-1)
+    # What follows is rare, so only the rows concerned are read again.
+    token, best = peak_id.clone(), peak.clone()
+    bans = x.new_empty(0, dtype=torch.int64)
+    if banned is not None:
+        in_range = (banned >= 0) & (banned < x.shape[-1])
+        error_word.set_where(error, ~in_range, error_word.ID_OUT_OF_RANGE)
+        bans = banned[in_range].long()
+        rows = torch.isin(peak_id, bans).nonzero()[:, 0]
+        allowed = x[rows].index_fill(-1, bans, -math.inf)
+        token[rows] = allowed.argmax(-1)
+        best[rows] = _at(allowed, token[rows])
+    infinite = peak == math.inf
+    certain = infinite & (best == math.inf)
+    rows = certain.nonzero()[:, 0]
+    certain[rows] = (x[rows] == math.inf).sum(-1) == 1
+    valid = torch.where(infinite, certain, best > -math.inf) & ~peak.isnan()
     active = torch.ones_like(valid) if tokens is None else tokens == mask_id
-    error_word.set_where(error, active & x.isnan().any(-1), error_word.NAN_LOGITS)
+    error_word.set_where(error, active & peak.isnan(), error_word.NAN_LOGITS)
 
     def statistic(value: Tensor, if_certain: float) -> Tensor:
         value = torch.where(certain, if_certain, value)
         value = torch.where(valid, value, math.nan)
         return torch.where(active, value, 0.0)
 
-    probability = (best - lse).exp()
+    probability = _at(p, token)
     row_entropy, row_margin = x.new_empty(0), x.new_empty(0)
     if entropy:
-        p = (x - lse[:, None]).exp()
         row_entropy = statistic(torch.special.entr(p).sum(-1), 0.0)
     if margin:
-        second = choice.scatter(-1, token[:, None], -math.inf).amax(-1)
-        row_margin = statistic(probability - (second - lse).exp(), 1.0)
+        others = p.index_fill(-1, bans, 0).scatter_(-1, token[:, None], 0)
+        row_margin = statistic(probability - others.amax(-1), 1.0)
     token = torch.where(active & valid, token, -1).int()
     return token, statistic(probability, 1.0), statistic(lse, math.inf), row_entropy, row_margin
+
+
+def _at(rows: Tensor, ids: Tensor) -> Tensor:
+    """The element of each of `rows` [rows, V] at its id in `ids` [rows]."""
+    return rows.gather(-1, ids[:, None])[:, 0]
 
 
 def remask_scatter(

@@ -1,6 +1,7 @@
 """Checks of what the host can see without reading the device; each names argument and value."""
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -48,3 +49,9 @@ def check_int(name: str, value: int, low: int, high: int) -> None:
         raise TypeError(f"{name} is {value!r}; it must be an int")
     if not low <= value <= high:
         raise ValueError(f"{name} is {value}; it must be in [{low}, {high}]")
+
+
+def check_number(name: str, value: float) -> None:
+    """Raise unless `value` is a real number of the host, not a tensor."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; it must be a number")

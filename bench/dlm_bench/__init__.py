@@ -1,0 +1,1 @@
+"""Times the ops and the stages of a denoising step against their roofs and their peers."""

@@ -1,0 +1,208 @@
+"""What is timed: the grid of op calls, with their inputs, costs and peers.
+
+The grid is that of an 8B model: blocks of 32, batches 1-64, contexts of 0-32k, a vocabulary of
+131072, 32 query and 8 KV heads of 128. On a GPU it is timed in bfloat16. The host takes a part of
+it, in float32, that 2 cores get through in a minute.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlm_core import PRESETS
+from dlm_kernels import (
+    BlockState,
+    Cost,
+    block_attention,
+    block_attention_cost,
+    confidence,
+    confidence_cost,
+    remask_scatter,
+    remask_scatter_cost,
+)
+
+from .peers import (
+    Runner,
+    attention_peers,
+    confidence_peers,
+    loop_over_requests,
+    softmax_top2_entropy,
+    where_scatter,
+)
+
+CONFIG = PRESETS["8b"]
+BLOCK = CONFIG.block_size
+THRESHOLD = 0.9
+
+# Batch, context. The rows that say most come first, in case time runs out.
+ATTENTION_GRID = {
+    "cuda": [(b, c) for c in (1024, 8192, 0, 32768) for b in (1, 8, 64)],
+    "cpu": [(1, 1024), (4, 1024), (1, 4096), (1, 0), (4, 0), (4, 4096)],
+}
+CONFIDENCE_GRID = {"cuda": [1, 8, 64, 2, 4, 16, 32], "cpu": [1, 4]}
+REMASK_GRID = {"cuda": [1, 8, 64], "cpu": [1, 8, 64]}
+
+# Largest difference between our result and a peer's, as a share of the largest value.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Inputs made, ready to run.
+
+    run: the op. peers: by name, each a function or the reason it has none.
+    view: what of a result is compared with a peer's.
+    reset: puts back what `run` changes in place.
+    """
+
+    run: Callable[[], Any]
+    peers: dict[str, Runner]
+    view: Callable[[Any], tuple[Tensor, ...]]
+    reset: Callable[[], object] = lambda: None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the grid; `build` makes its inputs on a device.
+
+    memory: bytes it takes with its hungriest peer, roughly.
+    """
+
+    name: str
+    shape: dict[str, int]
+    dtype: torch.dtype
+    cost: Cost
+    memory: float
+    build: Callable[[torch.device], Workload]
+
+
+def op_cases(device_kind: str, *, quick: bool = False) -> list[Case]:
+    """The grid for "cuda" or "cpu"; `quick` takes the first case of each op."""
+    dtype = torch.bfloat16 if device_kind == "cuda" else torch.float32
+    groups = [
+        [confidence_case(batch, dtype) for batch in CONFIDENCE_GRID[device_kind]],
+        [confidence_case(CONFIDENCE_GRID[device_kind][1], dtype, all_statistics=True)],
+        [remask_case(batch, dtype) for batch in REMASK_GRID[device_kind]],
+        [attention_case(*shape, dtype) for shape in ATTENTION_GRID[device_kind]],
+    ]
+    return [case for group in groups for case in (group[:1] if quick else group)]
+
+
+def confidence_case(batch: int, dtype: torch.dtype, *, all_statistics: bool = False) -> Case:
+    """Statistics of a step's logits; with `all_statistics` entropy and margin too."""
+    rows, vocab = batch * BLOCK, CONFIG.vocab_size
+    extra = {"entropy": all_statistics, "margin": all_statistics}
+
+    def build(device: torch.device) -> Workload:
+        logits = torch.randn(rows, vocab, device=device).mul_(3).to(dtype)
+        if all_statistics:
+            peers: dict[str, Runner] = {
+                "fp32 softmax, top 2, entropy": lambda: softmax_top2_entropy(logits)
+            }
+        else:
+            peers = confidence_peers(logits)
+
+        def view(result: Any) -> tuple[Tensor, ...]:
+            # Of several equal logits each engine may take its own, so logits are compared, not ids.
+            values = list(result)
+            if len(values) == 5:  # dlm_kernels.Confidence, whose log-sum-exp no peer returns
+                del values[2]
+            token, *statistics = (value for value in values if value is not None)
+            return logits.gather(-1, token.long()[:, None])[:, 0], *statistics
+
+        return Workload(lambda: confidence(logits, **extra), peers, view)
+
+    return Case(
+        "confidence, all statistics" if all_statistics else "confidence",
+        {"batch": batch, "block": BLOCK, "vocab": vocab},
+        dtype,
+        confidence_cost(rows, vocab, itemsize=dtype.itemsize, **extra),
+        memory=rows * vocab * (dtype.itemsize + 24.0),  # a float64 copy and its softmax
+        build=build,
+    )
+
+
+def remask_case(batch: int, dtype: torch.dtype) -> Case:
+    """One step's choice on half-filled blocks. `dtype` only says which roof the row stands under:
+    ids are int32 and confidences float32."""
+
+    def build(device: torch.device) -> Workload:
+        mask_id, eos_id, shape = CONFIG.mask_token_id, CONFIG.eos_token_id, (batch, BLOCK)
+        tokens = torch.randint(200, CONFIG.vocab_size, shape, dtype=torch.int32, device=device)
+        candidate = tokens.flip(1).contiguous()
+        tokens[torch.rand(shape, device=device) < 0.5] = mask_id
+        surety = torch.rand(shape, device=device)
+        state = BlockState.start(tokens, mask_id)
+        start = [each.clone() for each in state]
+        rule = {"mask_id": mask_id, "eos_id": eos_id, "threshold": THRESHOLD}
+
+        def run() -> tuple[Tensor, Tensor]:
+            remask_scatter(state, candidate, surety, **rule)
+            return state.tokens, state.done
+
+        given = start[0], candidate, surety
+        peers: dict[str, Runner] = {
+            "where, argmax, scatter": lambda: where_scatter(*given, **rule),
+            "loop over requests": lambda: loop_over_requests(*given, **rule),
+        }
+        return Workload(run, peers, view=tuple, reset=lambda: restore(state, start))
+
+    return Case(
+        "remask_scatter",
+        {"batch": batch, "block": BLOCK},
+        dtype,
+        remask_scatter_cost(batch, BLOCK),
+        memory=batch * BLOCK * 100.0,
+        build=build,
+    )
+
+
+def attention_case(batch: int, context: int, dtype: torch.dtype) -> Case:
+    """A block over its context and itself, bidirectional, as one layer of a denoising step."""
+    query_heads, kv_heads = CONFIG.num_attention_heads, CONFIG.num_key_value_heads
+    head_dim = CONFIG.head_dim
+
+    def build(device: torch.device) -> Workload:
+        def random(tokens: int, heads: int) -> Tensor:
+            return torch.randn(batch, tokens, heads, head_dim, device=device, dtype=dtype)
+
+        q, k, v = random(BLOCK, query_heads), random(BLOCK, kv_heads), random(BLOCK, kv_heads)
+        k_cache, v_cache = random(context, kv_heads), random(context, kv_heads)
+        lengths = torch.full((batch,), context, dtype=torch.int32, device=device)
+        return Workload(
+            lambda: block_attention(q, k_cache, v_cache, lengths, k, v),
+            attention_peers(q, k_cache, v_cache, k, v),
+            view=lambda out: (out,),
+        )
+
+    keys = batch * (context + BLOCK)
+    scores = batch * query_heads * BLOCK * (context + BLOCK)
+    return Case(
+        "block_attention",
+        {"batch": batch, "block": BLOCK, "context": context},
+        dtype,
+        block_attention_cost(
+            batch, BLOCK, context, query_heads, kv_heads, head_dim, itemsize=dtype.itemsize
+        ),
+        # The cache, two concatenations and, for SDPA math, K/V repeated for each query head.
+        memory=dtype.itemsize * 2.0 * head_dim * keys * (3 * kv_heads + query_heads) + 12 * scores,
+        build=build,
+    )
+
+
+def restore(state: BlockState, start: list[Tensor]) -> None:
+    """Put a block's state back to clones taken of it."""
+    for now, then in zip(state, start, strict=True):
+        now.copy_(then)
+
+
+def difference(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
+    """Largest difference of two results, as a share of each tensor's largest value; NaN if any."""
+    shares = []
+    for mine, other in zip(ours, theirs, strict=True):
+        mine, other = mine.double(), other.double()
+        shares.append((mine - other).abs().max() / mine.abs().max().clamp(min=1e-30))
+    return torch.stack(shares).max().item()

@@ -1,0 +1,89 @@
+"""What a record says about the machine and the code it ran on."""
+
+import os
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from dlm_roofline.records import Device
+
+_NVIDIA_SMI_FIELDS = {
+    "SM clock": "clocks.sm",
+    "SM clock, highest": "clocks.max.sm",
+    "memory clock": "clocks.mem",
+    "driver": "driver_version",
+    "power limit": "power.limit",
+    "temperature, C": "temperature.gpu",
+}
+
+
+def describe_device(device: torch.device) -> Device:
+    """Name and state of the device, as it stands now."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        details = {
+            "memory": f"{properties.total_memory / 2**30:.0f} GiB",
+            "SMs": str(properties.multi_processor_count),
+            "L2": f"{properties.L2_cache_size / 2**20:.0f} MiB",
+            "CUDA": torch.version.cuda or "",
+        } | _nvidia_smi(device.index or 0)
+        return Device("cuda", properties.name, details)
+    cpuinfo = _text_of(Path("/proc/cpuinfo"))
+    name = re.search(r"^model name\s*: (.*)$", cpuinfo, re.MULTILINE)
+    clocks = [float(mhz) for mhz in re.findall(r"^cpu MHz\s*: (.*)$", cpuinfo, re.MULTILINE)]
+    memory = re.search(r"^MemTotal:\s*(\d+) kB$", _text_of(Path("/proc/meminfo")), re.MULTILINE)
+    details = {
+        "threads": str(torch.get_num_threads()),
+        "SIMD": torch.backends.cpu.get_cpu_capability(),
+        # Others at work slow parallel regions by far more than their share of the cores.
+        "load before the run": f"{os.getloadavg()[0]:.1f}",
+    }
+    if clocks:
+        details["clock"] = f"{max(clocks):.0f} MHz"
+    if memory:
+        details["memory"] = f"{int(memory[1]) / 2**20:.0f} GiB"
+    return Device("cpu", name[1] if name else platform.machine(), details)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the timings depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "triton", "dlm-kernels"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def commit() -> tuple[str, bool]:
+    """The checkout's commit, and whether files differ from it; ("unknown", True) outside of one."""
+    head = _output_of("git", "rev-parse", "HEAD")
+    if head is None:
+        return "unknown", True
+    return head, bool(_output_of("git", "status", "--porcelain"))
+
+
+def _nvidia_smi(index: int) -> dict[str, str]:
+    query = f"--query-gpu={','.join(_NVIDIA_SMI_FIELDS.values())}"
+    line = _output_of("nvidia-smi", f"--id={index}", query, "--format=csv,noheader")
+    return dict(zip(_NVIDIA_SMI_FIELDS, line.split(", "), strict=True)) if line else {}
+
+
+def _output_of(*command: str) -> str | None:
+    """What a command prints, run beside this file; None if it fails or is not there."""
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""

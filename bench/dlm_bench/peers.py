@@ -1,0 +1,206 @@
+"""The same work in plain torch, as the engines that serve diffusion language models do it.
+
+A peer takes the same tensors in the same dtype as our op and returns what the op returns, so that
+results are compared before anything is timed. Which engine does it so is in each docstring.
+"""
+
+import functools
+import shutil
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import flex_attention
+
+from dlm_core import KVCache, Model
+
+# A peer, or why it cannot run here.
+Runner = Callable[[], object] | str
+
+SDPA_BACKENDS = {
+    "math": SDPBackend.MATH,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cuDNN": SDPBackend.CUDNN_ATTENTION,
+}
+
+
+# --- confidence: logits [rows, V] -> token [rows], probability [rows]
+
+
+def softmax_gather(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """argmax, full softmax in the logits' dtype, gather (SGLang)."""
+    token = logits.argmax(-1)
+    return token, logits.softmax(-1).gather(-1, token[:, None])[:, 0]
+
+
+def softmax_max_fp32(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 softmax and its maximum (diffusers; compiled, dInfer)."""
+    probability, token = logits.softmax(-1, dtype=torch.float32).max(-1)
+    return token, probability
+
+
+def softmax_gather_fp64(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """argmax, float64 softmax, gather (Fast-dLLM)."""
+    token = logits.argmax(-1)
+    return token, logits.double().softmax(-1).gather(-1, token[:, None])[:, 0]
+
+
+def confidence_peers(logits: Tensor) -> dict[str, Runner]:
+    compiled = _compiled(softmax_max_fp32, logits.device)
+    return {
+        "softmax, gather": lambda: softmax_gather(logits),
+        "fp32 softmax, max": lambda: softmax_max_fp32(logits),
+        "fp32 softmax, max, compiled": compiled
+        if isinstance(compiled, str)
+        else lambda: compiled(logits),
+        "fp64 softmax, gather": lambda: softmax_gather_fp64(logits),
+    }
+
+
+def softmax_top2_entropy(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """float32 softmax, its top two, and the sum of -p ln p (LLaDA's margin and entropy rules).
+
+    Returns token, probability, entropy and margin, each [rows].
+    """
+    p = logits.softmax(-1, dtype=torch.float32)
+    top, ids = p.topk(2, dim=-1)
+    return ids[:, 0], top[:, 0], torch.special.entr(p).sum(-1), top[:, 0] - top[:, 1]
+
+
+# --- remask: tokens, candidate, confidence [batch, block] -> tokens after a step, done [batch]
+
+
+def where_scatter(
+    tokens: Tensor,
+    candidate: Tensor,
+    confidence: Tensor,
+    *,
+    mask_id: int,
+    eos_id: int,
+    threshold: float,
+) -> tuple[Tensor, Tensor]:
+    """Batched where, argmax, scatter over whole tensors (SGLang)."""
+    masked = tokens == mask_id
+    ranked = torch.where(masked, confidence, -torch.inf)
+    commit = ranked >= threshold
+    commit = commit.scatter(1, ranked.argmax(1, keepdim=True), True) & masked
+    tokens = torch.where(commit, candidate.to(tokens.dtype), tokens)
+    masked = tokens == mask_id
+    no_mask_before = masked.cumsum(1) == 0
+    return tokens, ~masked.any(1) | ((tokens == eos_id) & no_mask_before).any(1)
+
+
+def loop_over_requests(
+    tokens: Tensor,
+    candidate: Tensor,
+    confidence: Tensor,
+    *,
+    mask_id: int,
+    eos_id: int,
+    threshold: float,
+) -> tuple[Tensor, Tensor]:
+    """One request after the other, the host asking each how far it is (Fast-dLLM, JetEngine)."""
+    tokens = tokens.clone()
+    done = []
+    for row, ids, sure in zip(tokens, candidate, confidence, strict=True):
+        where = (row == mask_id).nonzero()[:, 0]
+        order = sure[where].argsort(descending=True, stable=True)
+        n = max(1, int((sure[where] >= threshold).sum().item()))
+        chosen = where[order[:n]]
+        row[chosen] = ids[chosen].to(row.dtype)
+        eos = (row == eos_id).nonzero()[:, 0].tolist()
+        masks = (row == mask_id).nonzero()[:, 0].tolist()
+        done.append(not masks or bool(eos) and eos[0] < masks[0])
+    return tokens, torch.tensor(done, device=tokens.device)
+
+
+# --- attention: q, k, v [batch, block, heads, D], cached context [batch, S, kv_heads, D] -> out
+
+
+def sdpa(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """SDPA over keys and values that already lie together; no mask, since nothing is hidden."""
+    q, keys, values = (x.transpose(1, 2) for x in (q, keys, values))
+    return F.scaled_dot_product_attention(q, keys, values, enable_gqa=True).transpose(1, 2)
+
+
+def attention_peers(
+    q: Tensor, k_context: Tensor, v_context: Tensor, k: Tensor, v: Tensor
+) -> dict[str, Runner]:
+    """Every SDPA backend and FlexAttention, over keys laid together beforehand and within the run.
+
+    Engines keep the context in a cache and get the block's K/V from the projections, so without a
+    kernel that reads both they concatenate in every layer of every step.
+    """
+    joined = torch.cat([k_context, k], 1), torch.cat([v_context, v], 1)
+
+    def with_and_without(attend: Callable[..., Tensor]) -> tuple[Runner, Runner]:
+        def concatenating() -> Tensor:
+            return attend(q, torch.cat([k_context, k], 1), torch.cat([v_context, v], 1))
+
+        return concatenating, lambda: attend(q, *joined)
+
+    peers = {}
+    for name, backend in SDPA_BACKENDS.items():
+        attend = functools.partial(_sdpa_by, backend)
+        peers[f"cat + SDPA {name}"], peers[f"SDPA {name}"] = with_and_without(attend)
+    flex = _compiled(_flex, q.device)
+    peers["cat + FlexAttention"], peers["FlexAttention"] = (
+        (flex, flex) if isinstance(flex, str) else with_and_without(flex)
+    )
+    return peers
+
+
+def _sdpa_by(backend: SDPBackend, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    with sdpa_kernel(backend):
+        return sdpa(q, keys, values)
+
+
+def _flex(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    q, keys, values = (x.transpose(1, 2) for x in (q, keys, values))
+    return flex_attention(q, keys, values, enable_gqa=True).transpose(1, 2)
+
+
+def _compiled(fn: Callable, device: torch.device) -> Callable | str:
+    """`fn` compiled for its shape, or why not: uncompiled it would be another peer."""
+    if device.type != "cuda":
+        return "timed compiled, on a GPU only"
+    if not any(shutil.which(compiler) for compiler in ("cc", "gcc", "clang")):
+        return "torch.compile needs a C compiler, and none is here"
+    # Each shape gets its own code; without the reset the tenth would silently run uncompiled.
+    torch.compiler.reset()
+    return torch.compile(fn, fullgraph=True, dynamic=False)
+
+
+# --- a whole denoising step
+
+
+def plain_step(
+    model: Model, cache: KVCache, context: int, tokens: Tensor, *, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """`denoise_step` on `softmax_gather`, `where_scatter` and SDPA with concatenation.
+
+    context: the length of every request's context. Returns the tokens after the step [batch, block]
+    and done [batch].
+    """
+    positions = cache.lengths[:, None].long() + torch.arange(tokens.shape[1], device=tokens.device)
+    query_rotation, key_rotation = model.rotary(positions)
+    x = model.encoder.embed_tokens(tokens)
+    for layer, keys, values in zip(model.encoder.layers, cache.keys, cache.values, strict=True):
+        q, k, v = layer.self_attn.project(layer.input_layernorm(x))
+        q, k = query_rotation.apply(q), key_rotation.apply(k)
+        keys, values = torch.cat([keys[:, :context], k], 1), torch.cat([values[:, :context], v], 1)
+        x = x + layer.self_attn.o_proj(sdpa(q, keys, values).flatten(-2))
+        x = x + layer.mlp(layer.post_attention_layernorm(x))
+    logits = model.logits(model.encoder.norm(x))
+    candidate, confidence = softmax_gather(logits.flatten(0, 1))
+    return where_scatter(
+        tokens,
+        candidate.view_as(tokens),
+        confidence.view_as(tokens),
+        mask_id=model.config.mask_token_id,
+        eos_id=model.config.eos_token_id,
+        threshold=threshold,
+    )

@@ -1,0 +1,325 @@
+"""`dlm bench`: measure ceilings, ops and whole steps; print tables; leave record and pictures."""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from dlm_core import PRESETS, Model, load_model, random_model
+from dlm_kernels.backend import backend_for
+from dlm_roofline.ceilings import RUNS, measure_ceilings
+from dlm_roofline.plots import draw
+from dlm_roofline.records import SCHEMA, Peer, Record, Row, Skipped, Timing, check_writable, save
+from dlm_roofline.step_cost import DECODING_STEP, DENOISING_STEP, step_cost, total
+
+from .cases import TOLERANCE, Case, Workload, difference, op_cases
+from .machine import commit, describe_device, versions
+from .peers import Runner
+from .steps import CONTEXT, HOST_MODEL, STEPS, StepBench
+from .tables import print_tables
+from .timing import Stopwatch
+
+# Seconds after which no further row is begun: of ops, so that steps get their share, and of all.
+OPS_UNTIL = {"cpu": 120, "cuda": 260}
+ALL_UNTIL = {"cpu": 210, "cuda": 420}
+
+# Slowest floor of a case still worth starting: plain torch can take many times the roof's time.
+LONGEST_FLOOR = 0.25
+
+GOLDEN = Path(__file__).parents[2] / "tests" / "golden" / "tiny-a"
+
+
+class Bench:
+    """One run under way: what is measured goes into the record at once, and the record to disk."""
+
+    def __init__(
+        self, record: Record, out: Path, device: torch.device, *, quick: bool, progress: Progress
+    ) -> None:
+        self.record, self.out, self.device, self.quick = record, out, device, quick
+        self.stopwatch = Stopwatch(device, budget=0.05 if quick else 0.5)
+        self.began = time.monotonic()
+        self._progress = progress
+        self._task = progress.add_task("", total=None)
+
+    def ops(self) -> None:
+        for case in op_cases(self.device.type, quick=self.quick):
+            title = f"{case.name} {_sizes(case.shape)}"
+            if reason := self._reason_to_skip(case):
+                self._skip(title, reason)
+                continue
+            self._show(title)
+            self._op(case)
+
+    def steps(self, name: str, model: Model) -> None:
+        self.record.models[name] = model.config
+        room = model.config.max_position_embeddings
+        for batch, block in STEPS[self.device.type][: 1 if self.quick else None]:
+            context = min(CONTEXT[self.device.type], room - block - 1)
+            shape = {"batch": batch, "block": block, "context": context}
+            title = f"step of {name} {_sizes(shape)}"
+            if self._elapsed() > ALL_UNTIL[self.device.type]:
+                self._skip(title, "out of time")
+                continue
+            try:
+                self._step(name, model, shape)
+            except torch.OutOfMemoryError:
+                self._skip(title, "out of memory")
+
+    def _op(self, case: Case) -> None:
+        work = case.build(self.device)
+        work.reset()
+        ours = tuple(tensor.clone() for tensor in work.view(work.run()))
+        timing = self.stopwatch.time(work.run, reset=work.reset)
+        peers = [
+            self._peer(name, runner, work, ours, TOLERANCE[case.dtype])
+            for name, runner in work.peers.items()
+        ]
+        dtype = str(case.dtype).removeprefix("torch.")
+        cost = case.cost
+        self._add(
+            Row("op", case.name, None, case.shape, dtype, cost.flops, cost.bytes, timing, peers)
+        )
+
+    def _peer(
+        self,
+        name: str,
+        runner: Runner,
+        work: Workload,
+        ours: tuple[torch.Tensor, ...],
+        tolerance: float,
+    ) -> Peer:
+        """Time a peer, once its result is known to be ours. Whatever stops it is reported."""
+        if isinstance(runner, str):
+            return Peer(name, None, runner)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                apart = difference(ours, work.view(runner()))
+                if not apart <= tolerance:
+                    return Peer(name, None, f"its result differs from ours by {apart:.1e}")
+                return Peer(name, self.stopwatch.time(runner), None)
+            except Exception as error:  # a peer may fail in any way; the bench goes on
+                return Peer(name, None, _reason(error, said))
+
+    def _step(self, name: str, model: Model, shape: dict[str, int]) -> None:
+        bench = StepBench(model, **shape)
+        dtype = str(model.dtype).removeprefix("torch.")
+        clock = self._clock()
+        costs = step_cost(model.config, **shape, itemsize=model.dtype.itemsize)
+        for stage, run in bench.stages().items():
+            self._show(f"{name} {_sizes(shape)}: {stage}")
+            cost = costs[stage]
+            timing = clock(run, reset=bench.reset)
+            self._add(Row("stage", stage, name, shape, dtype, cost.flops, cost.bytes, timing))
+
+        self._show(f"{name} {_sizes(shape)}: whole step")
+        cost = total(costs)
+        timing = clock(bench.step, reset=bench.reset)
+        peers = [Peer("plain torch", clock(bench.peer), None)]
+        if timing.graph:
+            eager = self.stopwatch.time(bench.step, reset=bench.reset)
+            peers.append(Peer("ours, launched eagerly", eager, None))
+        self._add(
+            Row("step", DENOISING_STEP, name, shape, dtype, cost.flops, cost.bytes, timing, peers)
+        )
+        if shape["block"] == model.config.block_size:
+            self._show(f"{name} {_sizes(shape)}: AR decoding")
+            shape = shape | {"block": 1}
+            cost = total(
+                step_cost(model.config, **shape, itemsize=model.dtype.itemsize, causal=True)
+            )
+            timing = clock(bench.decode, reset=bench.reset)
+            self._add(
+                Row("step", DECODING_STEP, name, shape, dtype, cost.flops, cost.bytes, timing)
+            )
+        bench.check()
+
+    def _clock(self) -> Callable[..., Timing]:
+        """How stages and steps are timed: on a GPU without the host's launches."""
+        return self.stopwatch.time_graph if self.device.type == "cuda" else self.stopwatch.time
+
+    def _reason_to_skip(self, case: Case) -> str | None:
+        if self._elapsed() > OPS_UNTIL[self.device.type]:
+            return "out of time"
+        free = _free_memory(self.device)
+        if case.memory > 0.8 * free:
+            return f"needs about {case.memory / 1e9:.1f} GB, {free / 1e9:.1f} are free"
+        roof = self.record.roof(str(case.dtype).removeprefix("torch."))
+        if (floor := roof.seconds(case.cost)) > LONGEST_FLOOR:
+            return f"predicted to take {floor:.1f} s at the very least"
+        return None
+
+    def _add(self, row: Row) -> None:
+        self.record.rows.append(row)
+        save(self.record, self.out)
+
+    def _skip(self, what: str, why: str) -> None:
+        self.record.skipped.append(Skipped(what, why))
+        self._progress.console.print(f"skipped {what}: {why}", highlight=False)
+
+    def _show(self, what: str) -> None:
+        self._progress.update(self._task, description=what)
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self.began
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the bench; 0 if it ran to its end, 1 on an error, 130 if it was interrupted."""
+    arguments = _arguments(argv)
+    try:
+        return _run(arguments, argv)
+    except (OSError, ValueError, TypeError) as error:
+        print(f"dlm bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("dlm bench: interrupted before anything was measured", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: argparse.Namespace, argv: list[str] | None) -> int:
+    device = _device(arguments.device)
+    check_writable(arguments.out)
+    models = _models(arguments, device)
+    console = Console() if sys.stdout.isatty() else Console(width=150)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        ceilings_task = progress.add_task("ceilings of the device", total=None)
+        record = _begin(device, arguments, argv)
+        progress.remove_task(ceilings_task)
+        bench = Bench(record, arguments.out, device, quick=arguments.quick, progress=progress)
+        save(record, arguments.out)
+        try:
+            bench.ops()
+            for name, make in models:
+                bench.steps(name, make())
+        except KeyboardInterrupt:
+            progress.console.print("interrupted: what was measured so far is kept")
+        else:
+            record = replace(record, complete=True)
+    path = save(record, arguments.out)
+    try:
+        pictures = draw(record, path)
+    except ModuleNotFoundError as error:
+        pictures = []
+        console.print(f"no pictures ({error}); `dlm roofline {path}` draws them where it is there")
+    print_tables(record, console)
+    for written in (path, *pictures):
+        console.print(f"wrote {written}", highlight=False, soft_wrap=True)
+    print(json.dumps(_closing(record, path)))
+    return 0 if record.complete else 130
+
+
+def _begin(device: torch.device, arguments: argparse.Namespace, argv: list[str] | None) -> Record:
+    """A record with ceilings and no rows yet."""
+    head, dirty = commit()
+    given = sys.argv[1:] if argv is None else argv
+    return Record(
+        schema=SCHEMA,
+        complete=False,
+        date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        commit=head,
+        dirty=dirty,
+        command=shlex.join(["dlm", "bench", *given]),
+        backend=backend_for(torch.empty(0, device=device)),
+        versions=versions(),
+        device=describe_device(device),
+        ceilings=measure_ceilings(device, runs=3 if arguments.quick else RUNS),
+    )
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="dlm bench", description="Measure ceilings, ops and denoising steps on one device."
+    )
+    parser.add_argument("folder", nargs="?", type=Path, help="checkpoint whose steps are timed")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="for record and pictures")
+    parser.add_argument("--quick", action="store_true", help="a few rows only: does it all run?")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="default: cuda where there is one"
+    )
+    return parser.parse_args(argv)
+
+
+def _device(wanted: str | None) -> torch.device:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise ValueError("TRITON_INTERPRET is 1; unset it: the interpreter says nothing of speed")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device is cuda, and torch sees no CUDA device; it must be cpu here")
+    kind = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
+
+
+def _models(
+    arguments: argparse.Namespace, device: torch.device
+) -> list[tuple[str, Callable[[], Model]]]:
+    """Names of the models to time, and how to make each when its turn comes."""
+    on_host = device.type == "cpu"
+    dtype = torch.float32 if on_host else torch.bfloat16
+    models: list[tuple[str, Callable[[], Model]]] = []
+    folder = arguments.folder or (GOLDEN if on_host and GOLDEN.exists() else None)
+    if folder:
+        loaded = load_model(folder, device=device, dtype=dtype)
+        models.append((folder.resolve().name, lambda: loaded))
+    if arguments.quick:
+        name, config = "tiny, random weights", PRESETS["tiny"]
+    elif on_host:
+        name, config = "188M, random weights", HOST_MODEL
+    else:
+        name, config = "8B, random weights", PRESETS["8b"]
+    if on_host or not folder:
+        models.append((name, lambda: random_model(config, device=device, dtype=dtype)))
+    return models
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps of earlier cases counts as taken
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _reason(error: Exception, said: list[warnings.WarningMessage]) -> str:
+    """An error's first line, and what torch warned of before it, which is where SDPA says why."""
+    lines = [str(error).strip().split("\n")[0] or type(error).__name__]
+    lines += [str(warning.message).split(" (Triggered")[0].strip() for warning in said]
+    return "; ".join(dict.fromkeys(lines))[:300]
+
+
+def _sizes(shape: dict[str, int]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in shape.items())
+
+
+def _closing(record: Record, path: Path) -> dict[str, object]:
+    """The run in one line for programs: ceilings, and the last model's steps."""
+    steps = [row for row in record.rows if row.name == DENOISING_STEP]
+    last = [row for row in steps if row.model == steps[-1].model]
+    return {
+        "record": str(path),
+        "complete": record.complete,
+        "device": record.device.name,
+        "backend": record.backend,
+        "read_GB_s": round(record.ceilings.read.best / 1e9, 1),
+        "matmul_TFLOP_s": {k: round(v.best / 1e12, 3) for k, v in record.ceilings.matmul.items()},
+        "steps": [
+            {
+                "model": row.model,
+                **row.shape,
+                "ms": round(row.timing.median * 1e3, 3),
+                "percent_of_roof": round(100 * record.floor(row) / row.timing.median, 1),
+                "ratio_to_plain_torch": round(row.peers[0].timing.median / row.timing.median, 3),
+            }
+            for row in last
+        ],
+    }

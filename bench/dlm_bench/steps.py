@@ -1,0 +1,162 @@
+"""A whole denoising step of a model, and each of its stages alone, through the model's own modules.
+
+A stage runs over all layers, so that weights and context come from memory as they do in a step.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dlm_core import PRESETS, KVCache, Model
+from dlm_core.decoding.autoregressive import extend
+from dlm_core.decoding.diffusion import denoise_step
+from dlm_core.model import LayerInputs
+from dlm_kernels import BlockState, confidence, new_error_word, raise_on_error, remask_scatter
+from dlm_roofline.step_cost import ATTENTION, EMBEDDING, HEAD, PROJECTIONS, REMASK
+
+from .cases import THRESHOLD, restore
+from .peers import plain_step
+
+# The published shape made small enough for 2 cores: 188 M parameters, the same vocabulary, block
+# and query heads a KV head.
+HOST_MODEL = replace(
+    PRESETS["8b"],
+    hidden_size=512,
+    intermediate_size=1792,
+    num_hidden_layers=16,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=64,
+    torch_dtype="float32",
+)
+
+# Batch, block of the steps. Each device's steps lie on both sides of its ridge. The first is the
+# step that a bench cut short should have.
+STEPS = {
+    "cuda": [(b, 32) for b in (1, 64, 8, 4, 16, 2, 32)],
+    "cpu": [(1, 32), (4, 32), (1, 4), (8, 32)],
+}
+CONTEXT = {"cuda": 1024, "cpu": 512}
+
+
+class StepBench:
+    """One denoising step of `batch` blocks behind a random context, ready to run and run again.
+
+    Every position but the first of each block is a mask, so that each row of logits counts.
+    """
+
+    def __init__(self, model: Model, batch: int, block: int, context: int) -> None:
+        self.model, self.context, self.block = model, context, block
+        config, device, dtype = model.config, model.device, model.dtype
+        self.cache = KVCache(config, batch, context + 1, device=device, dtype=dtype)
+        for tensor in (*self.cache.keys, *self.cache.values):
+            tensor.normal_()
+        self.cache.advance(context)
+
+        tokens = torch.full((batch, block), config.mask_token_id, dtype=torch.int32, device=device)
+        tokens[:, 0] = config.bos_token_id
+        self.state = BlockState.start(tokens, config.mask_token_id)
+        self._start = [each.clone() for each in self.state]
+        self.banned = torch.tensor([config.mask_token_id], dtype=torch.int32, device=device)
+        self.error = new_error_word(device)
+
+    def step(self) -> Tensor:
+        """One step of ours; returns the tokens [batch, block]."""
+        denoise_step(
+            self.model,
+            self.cache,
+            self.state,
+            banned=self.banned,
+            threshold=THRESHOLD,
+            steps=None,
+            error=self.error,
+        )
+        return self.state.tokens
+
+    def peer(self) -> Tensor:
+        """The same step in plain torch."""
+        tokens, _ = plain_step(
+            self.model, self.cache, self.context, self._start[0], threshold=THRESHOLD
+        )
+        return tokens
+
+    def decode(self) -> Tensor:
+        """One AR decoding step of the same model and batch, behind the same context."""
+        token = self.state.tokens[:, :1]
+        return extend(self.model, self.cache, token, banned=self.banned, error=self.error)
+
+    def reset(self) -> None:
+        """Back to before the first step."""
+        restore(self.state, self._start)
+        self.cache.lengths.fill_(self.context)
+        self.cache.max_length = self.context
+
+    def check(self) -> None:
+        """Raise if a step so far has set the error word."""
+        raise_on_error(self.error)
+
+    def stages(self) -> dict[str, Callable[[], object]]:
+        """Each stage by name, on inputs like those it has within a step."""
+        model, cache, state = self.model, self.cache, self.state
+        encoder, attentions = model.encoder, [layer.self_attn for layer in model.encoder.layers]
+        positions = cache.lengths[:, None].long() + torch.arange(self.block, device=model.device)
+        rotations = model.rotary(positions)
+        inputs = LayerInputs(cache, positions, *rotations, False, "invariant", self.error)
+        x = encoder.norm(torch.randn_like(encoder.embed_tokens(state.tokens)))
+        q, k, v = attentions[0].project(x)
+        q, k = rotations[0].apply(q), rotations[1].apply(k)
+        attended = attentions[0].attend(q, k, v, inputs).flatten(-2)
+
+        def embedding_and_norms() -> Tensor:
+            hidden = encoder.embed_tokens(state.tokens)
+            query_rotation, key_rotation = model.rotary(positions)
+            for layer in encoder.layers:
+                layer.input_layernorm(hidden)
+                query_rotation.apply(q)
+                key_rotation.apply(k)
+                hidden = hidden + x
+                layer.post_attention_layernorm(hidden)
+                hidden = hidden + x
+            return encoder.norm(hidden)
+
+        def projections_and_mlp() -> None:
+            for layer in encoder.layers:
+                layer.self_attn.project(x)
+                layer.self_attn.o_proj(attended)
+                layer.mlp(x)
+
+        def attention() -> None:
+            for layer in attentions:
+                layer.attend(q, k, v, inputs)
+
+        def head_and_confidence() -> tuple[Tensor, ...]:
+            return confidence(
+                model.logits(x).flatten(0, 1),
+                tokens=self._start[0].flatten(),
+                mask_id=model.config.mask_token_id,
+                banned=self.banned,
+                error=self.error,
+            )
+
+        chosen = head_and_confidence()
+
+        def remask() -> None:
+            remask_scatter(
+                state,
+                chosen.token.view_as(state.tokens),
+                chosen.probability.view_as(state.tokens),
+                mask_id=model.config.mask_token_id,
+                eos_id=model.config.eos_token_id,
+                threshold=THRESHOLD,
+                error=self.error,
+            )
+
+        return {
+            EMBEDDING: embedding_and_norms,
+            PROJECTIONS: projections_and_mlp,
+            ATTENTION: attention,
+            HEAD: head_and_confidence,
+            REMASK: remask,
+        }

@@ -1,0 +1,238 @@
+"""Tables from a record alone: for the terminal, and in Markdown for the README."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from dlm_roofline.ceilings import Ceiling, datasheet_of
+from dlm_roofline.records import Peer, Record, Row, load
+from dlm_roofline.step_cost import DENOISING_STEP
+from dlm_roofline.text import percent, three_digits
+
+RESULTS = Path("bench/results")
+BEGIN, END = "<!-- bench tables: begin -->", "<!-- bench tables: end -->"
+NO_RECORDS = "No GPU run has been recorded yet, so there are no figures to show."
+
+READING = (
+    "ms: median of cold-cache runs. GB/s and FLOP/s: compulsory bytes and FLOPs over that time."
+    " % of roof: the least time the measured ceilings allow (a prediction) over the measured one."
+    " Ratio to a peer: its time over ours; above 1 ours is faster."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+
+def tables(record: Record) -> list[Table]:
+    """Ceilings, a table for each op, one for each model's steps, and what was skipped."""
+    found = [_ceilings(record)]
+    ops = [row for row in record.rows if row.kind == "op"]
+    found += [_ops(record, name, group) for name, group in _grouped(ops, "name")]
+    steps = [row for row in record.rows if row.kind != "op"]
+    found += [_steps(record, name, group) for name, group in _grouped(steps, "model")]
+    if record.skipped:
+        left_out = [[each.what, each.why] for each in record.skipped]
+        found.append(Table("Skipped", ["what", "why"], left_out))
+    return found
+
+
+def heading(record: Record) -> str:
+    """One paragraph: what ran, where, and how complete it is."""
+    details = ", ".join(f"{name} {value}" for name, value in record.device.details.items())
+    versions = ", ".join(f"{name} {value}" for name, value in record.versions.items())
+    commit = record.commit[:10] + (" with local changes" if record.dirty else "")
+    state = "" if record.complete else " The run was cut short: rows are missing."
+    return (
+        f"{record.device.name} ({details}); {versions}; commit {commit}; {record.date};"
+        f" {record.backend} backend.{state}"
+    )
+
+
+def print_tables(record: Record, console: Console) -> None:
+    """The whole record on the terminal."""
+    console.print(heading(record), highlight=False)
+    console.print(READING, style="dim", highlight=False)
+    for table in tables(record):
+        drawn = RichTable(
+            title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        )
+        for name in table.header:
+            text = name in ("shape", "stage", "ceiling", "what", "why")
+            drawn.add_column(name, justify="left" if text else "right", no_wrap=text)
+        for row in table.rows:
+            drawn.add_row(*row)
+        console.print(drawn)
+        for note in table.notes:
+            console.print(f"  {note}", style="dim", highlight=False)
+
+
+def markdown(record: Record) -> str:
+    """The whole record in Markdown."""
+    parts = [heading(record), READING]
+    for table in tables(record):
+        lines = [table.header, ["---"] + ["---:"] * (len(table.header) - 1), *table.rows]
+        parts.append(f"**{table.title}**")
+        parts.append("\n".join("| " + " | ".join(cells) + " |" for cells in lines))
+        parts += table.notes
+    return "\n\n".join(parts)
+
+
+def rewrite_readme(readme: Path, results: Path) -> None:
+    """Put tables of each GPU's newest complete record in `results` between the README's markers.
+
+    A ValueError says so if the README has no markers or a record cannot be read.
+    """
+    text = readme.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{readme} lacks the markers {BEGIN} and {END}")
+    records = sorted((load(path) for path in results.glob("*.json")), key=lambda each: each.date)
+    newest = {
+        record.device.name: record
+        for record in records
+        if record.complete and record.device.kind == "cuda"
+    }
+    body = "\n\n".join(markdown(record) for record in newest.values()) or NO_RECORDS
+    readme.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")
+
+
+def _ceilings(record: Record) -> Table:
+    measured, sheet = record.ceilings, datasheet_of(record.device.name)
+    rows = []
+    for name in ("read", "copy", "write"):
+        ceiling = getattr(measured, name)
+        vendor = sheet.bandwidth if sheet and name == "read" else None
+        rows.append(_ceiling_row(name, "GB/s", 1e9, ceiling, vendor))
+    for dtype, ceiling in measured.matmul.items():
+        vendor = sheet.matmul.get(dtype) if sheet else None
+        rows.append(
+            _ceiling_row(f"matrix product, {dtype}", *_compute_unit(record), ceiling, vendor)
+        )
+    ridges = [f"{dtype} {record.roof(dtype).ridge:.1f}" for dtype in measured.matmul]
+    notes = [f"Ridge, FLOP/byte: {', '.join(ridges)}."]
+    if sheet:
+        notes.append(f"Datasheet: {sheet.source}, dense.")
+    header = ["ceiling", "unit", "best: the roof", "median", "runs", "datasheet"]
+    return Table("Ceilings, measured in this run", header, rows, notes)
+
+
+def _ceiling_row(
+    name: str, unit: str, scale: float, ceiling: Ceiling, vendor: float | None
+) -> list[str]:
+    best, median = three_digits(ceiling.best / scale), three_digits(ceiling.median / scale)
+    sheet = three_digits(vendor / scale) if vendor else "-"
+    return [name, unit, best, median, str(ceiling.runs), sheet]
+
+
+def _ops(record: Record, title: str, rows: list[Row]) -> Table:
+    """One table of one op: sizes, our figures, and a column for each peer that ran anywhere."""
+    peers = list(dict.fromkeys(peer.name for row in rows for peer in row.peers))
+    ran = {peer.name for row in rows for peer in row.peers if peer.timing}
+    columns = [name for name in peers if name in ran]
+    body = [
+        [_shape(row), *_figures(record, row), *(_ratio(row, name) for name in columns)]
+        for row in rows
+    ]
+    header = ["shape", *_figure_names(record), *(f"vs {name}" for name in columns)]
+    refusals: dict[str, list[str]] = {}
+    for peer in (peer for row in rows for peer in row.peers if peer.refused):
+        names = refusals.setdefault(peer.refused, [])
+        names += [peer.name] * (peer.name not in names)
+    notes = [f"Refused, {', '.join(names)}: {why}" for why, names in refusals.items()]
+    return Table(f"{title}, {rows[0].dtype}", header, body, notes)
+
+
+def _steps(record: Record, model: str, rows: list[Row]) -> Table:
+    """Stages of each step, the step itself, and how far the stages' sum is from it."""
+    peers = list(dict.fromkeys(p.name for row in rows for p in row.peers if p.timing))
+    body, notes = [], []
+    for _, group in _grouped(rows, "shape"):
+        label = _shape(group[0])
+        for row in group:
+            figures = _figures(record, row)
+            body.append([label, row.name, *figures, *(_ratio(row, name) for name in peers)])
+            label = ""
+        stages = sum(row.timing.median for row in group if row.kind == "stage")
+        for step in (row for row in group if row.name == DENOISING_STEP):
+            share = stages / step.timing.median
+            notes.append(f"{_shape(step)}: the stages add up to {share:.0%} of the step.")
+    header = ["shape", "stage", *_figure_names(record), *(f"vs {name}" for name in peers)]
+    return Table(f"Denoising step of {model}, {rows[0].dtype}", header, body, notes)
+
+
+def _figure_names(record: Record) -> list[str]:
+    rate, _ = _compute_unit(record)
+    return ["ms", "floor ms, predicted", "GB/s", rate, "% of roof", "held by"]
+
+
+def _figures(record: Record, row: Row) -> list[str]:
+    seconds, floor = row.timing.median, record.floor(row)
+    _, unit = _compute_unit(record)
+    return [
+        three_digits(seconds * 1e3),
+        three_digits(floor * 1e3),
+        three_digits(row.bytes / seconds / 1e9),
+        three_digits(row.flops / seconds / unit),
+        percent(floor / seconds),
+        record.roof(row.dtype).holder(row.cost),
+    ]
+
+
+def _compute_unit(record: Record) -> tuple[str, float]:
+    """Name and FLOP/s of the unit that fits the device."""
+    return ("TFLOP/s", 1e12) if record.device.kind == "cuda" else ("GFLOP/s", 1e9)
+
+
+def _ratio(row: Row, name: str) -> str:
+    peer: Peer | None = next((peer for peer in row.peers if peer.name == name), None)
+    if peer is None:
+        return "-"
+    if peer.timing is None:
+        return "refused"
+    return f"{peer.timing.median / row.timing.median:.2f}x"
+
+
+def _shape(row: Row) -> str:
+    sizes = dict(row.shape)
+    text = f"{sizes.pop('batch')} x {sizes.pop('block')}"
+    return ", ".join([text, *(f"{name} {size}" for name, size in sizes.items())])
+
+
+def _grouped(rows: list[Row], attribute: str) -> list[tuple[object, list[Row]]]:
+    """Rows by an attribute, groups in the order in which they first occur."""
+    found: list[tuple[object, list[Row]]] = []
+    for row in rows:
+        value = getattr(row, attribute)
+        members = next((members for known, members in found if known == value), None)
+        if members is None:
+            found.append((value, [row]))
+        else:
+            members.append(row)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Rewrite the tables of README.md, or of the file named, from the records in bench/results/."""
+    arguments = sys.argv[1:] if argv is None else argv
+    readme = Path(arguments[0]) if arguments else Path("README.md")
+    try:
+        rewrite_readme(readme, RESULTS)
+    except (OSError, ValueError) as error:
+        print(f"tables: {error}", file=sys.stderr)
+        return 1
+    print(f"{readme}: tables rewritten from {RESULTS}/")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Median of many runs, each from cold caches.
+
+Ahead of every run a buffer several times the last-level cache is read: what the run needs then
+comes from memory, and unlike a write this leaves no dirty lines to drain inside the timed run. On a
+GPU that read also keeps the device busy while the host queues the run, so that the launches of a
+short op are not timed with it.
+"""
+
+from collections.abc import Callable
+from statistics import quantiles
+
+import torch
+
+from dlm_roofline.ceilings import run_seconds
+from dlm_roofline.records import Timing
+
+FLUSH_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
+MIN_RUNS = {"cpu": 3, "cuda": 10}
+MAX_RUNS = 100
+
+
+class Stopwatch:
+    """Times functions on one device.
+
+    budget: seconds to spend on the timed runs of one function; at least MIN_RUNS and at most
+        MAX_RUNS are made.
+    """
+
+    def __init__(self, device: torch.device, *, budget: float) -> None:
+        self.device = device
+        self.budget = budget
+        self._flush = torch.ones(FLUSH_BYTES[device.type] // 4, device=device)
+
+    def time(
+        self, fn: Callable[[], object], *, reset: Callable[[], object] = lambda: None
+    ) -> Timing:
+        """Quartiles over runs of `fn`; `reset` puts back, untimed, what a run changes in place."""
+        return self._time(fn, reset, graph=False)
+
+    def time_graph(
+        self, fn: Callable[[], object], *, reset: Callable[[], object] = lambda: None
+    ) -> Timing:
+        """As `time`, of `fn` captured in a CUDA graph and replayed: the device's time alone."""
+        reset()
+        side = torch.cuda.Stream(self.device)
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            fn()
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        reset()
+        with torch.cuda.graph(graph):
+            fn()
+        return self._time(graph.replay, reset, graph=True)
+
+    def _time(
+        self, fn: Callable[[], object], reset: Callable[[], object], *, graph: bool
+    ) -> Timing:
+        def before() -> None:
+            reset()
+            self._flush.sum()
+
+        # The first run warms up; of a slow function it is also the estimate.
+        once = run_seconds(fn, self.device, runs=1, before=before)[0]
+        if once < self.budget:
+            once = min(run_seconds(fn, self.device, runs=2, before=before))
+        wanted = int(self.budget / max(once, 1e-9))
+        runs = max(MIN_RUNS[self.device.type], min(wanted, MAX_RUNS))
+        return summary(run_seconds(fn, self.device, runs=runs, before=before), graph=graph)
+
+
+def summary(seconds: list[float], *, graph: bool) -> Timing:
+    """Median and quartiles of cold runs; of one run all three are that run."""
+    low, middle, high = (
+        quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+    )
+    return Timing(middle, low, high, len(seconds), cold=True, graph=graph)

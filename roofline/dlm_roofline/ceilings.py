@@ -1,0 +1,189 @@
+"""What the device can do: its ceilings, measured in this run, and its datasheet.
+
+Bandwidth streams over buffers many times the size of the caches, matrix products take random data:
+zeros would flatter a GPU, whose clock depends on how many bits flip. Weights and context are only
+read, so the read-only stream is the roof of a forward; copy and write stand beside it.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+STREAM_BYTES = {"cpu": 512 << 20, "cuda": 4 << 30}
+MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
+MATMUL_DTYPES = {
+    "cpu": ("float32", "bfloat16"),
+    "cuda": ("bfloat16", "float16", "tf32", "float32"),
+}
+RUNS = 15
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """A rate, in bytes/s or FLOP/s: the best of `runs` runs, which is the roof, and the median."""
+
+    best: float
+    median: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """read, copy (bytes in plus bytes out) and write in bytes/s; matmul in FLOP/s by dtype."""
+
+    read: Ceiling
+    copy: Ceiling
+    write: Ceiling
+    matmul: dict[str, Ceiling]
+
+
+@dataclass(frozen=True)
+class Datasheet:
+    """A vendor's figures: bandwidth in bytes/s, dense matrix products in FLOP/s by dtype."""
+
+    bandwidth: float
+    matmul: dict[str, float]
+    source: str
+
+
+def _datasheet(tb_s: float, half: float, tf32: float, fp32: float, source: str) -> Datasheet:
+    rates = {"bfloat16": half, "float16": half, "tf32": tf32, "float32": fp32}
+    return Datasheet(tb_s * 1e12, {name: rate * 1e12 for name, rate in rates.items()}, source)
+
+
+# Keyed by what torch.cuda.get_device_name begins with. Where a datasheet states only the rate with
+# 2:4 sparsity, half of it is the dense one.
+DATASHEETS = {
+    "NVIDIA A100-SXM4-40GB": _datasheet(1.555, 312, 156, 19.5, "NVIDIA A100 datasheet"),
+    "NVIDIA A100-SXM4-80GB": _datasheet(2.039, 312, 156, 19.5, "NVIDIA A100 80GB datasheet"),
+    "NVIDIA A100 80GB PCIe": _datasheet(1.935, 312, 156, 19.5, "NVIDIA A100 80GB datasheet"),
+    "NVIDIA H100 80GB HBM3": _datasheet(3.35, 989.4, 494.7, 66.9, "NVIDIA H100 datasheet, SXM"),
+    "NVIDIA H200": _datasheet(4.8, 989.4, 494.7, 66.9, "NVIDIA H200 datasheet, SXM"),
+    "NVIDIA B200": _datasheet(8.0, 2250, 1100, 80, "NVIDIA Blackwell architecture brief, HGX B200"),
+}
+
+
+def datasheet_of(device_name: str) -> Datasheet | None:
+    """The datasheet of a device as torch names it, or None."""
+    for name, datasheet in DATASHEETS.items():
+        if device_name.startswith(name):
+            return datasheet
+    return None
+
+
+def run_seconds(
+    fn: Callable[[], object],
+    device: torch.device,
+    *,
+    runs: int,
+    before: Callable[[], object] = lambda: None,
+) -> list[float]:
+    """Seconds of each of `runs` calls of `fn`; `before` runs untimed ahead of each.
+
+    On a GPU the time is the device's, between CUDA events; all calls are queued before the host
+    waits.
+    """
+    if device.type == "cuda":
+        events = []
+        for _ in range(runs):
+            before()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            fn()
+            end.record()
+            events.append((start, end))
+        torch.cuda.synchronize(device)
+        return [start.elapsed_time(end) / 1e3 for start, end in events]
+    seconds = []
+    for _ in range(runs):
+        before()
+        start = time.perf_counter()
+        fn()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def measure_ceilings(device: torch.device, *, runs: int = RUNS) -> Ceilings:
+    """Ceilings of `device`, in some seconds; the best run counts, the median says how noisy."""
+
+    def rate(work: float, fn: Callable[[], object]) -> Ceiling:
+        run_seconds(fn, device, runs=2)
+        seconds = run_seconds(fn, device, runs=runs)
+        return Ceiling(work / min(seconds), work / median(seconds), runs)
+
+    reads, copy, write = _bandwidths(device, rate)
+    size = MATMUL_SIZE[device.type]
+    matmul: dict[str, Ceiling] = {}
+    for name in MATMUL_DTYPES[device.type]:
+        if device.type == "cpu" and matmul and _is_emulated(name, matmul["float32"].best):
+            continue
+        with _float32_precision(name):
+            matmul[name] = rate(2.0 * size**3, _matmul(name, size, device))
+    return Ceilings(max(reads, key=lambda ceiling: ceiling.best), copy, write, matmul)
+
+
+def _bandwidths(device: torch.device, rate) -> tuple[list[Ceiling], Ceiling, Ceiling]:
+    """Each way to read, copy and write; the buffers are gone before anything else is measured."""
+    n_bytes = STREAM_BYTES[device.type]
+    source = torch.randn(n_bytes // 4, device=device)
+    target = torch.empty_like(source)
+    return (
+        [rate(n_bytes, lambda read=read: read(source)) for read in _readers(device)],
+        rate(2 * n_bytes, lambda: target.copy_(source)),
+        rate(n_bytes, lambda: target.fill_(1.0)),
+    )
+
+
+def _readers(device: torch.device) -> list[Callable[[Tensor], Tensor]]:
+    """Ways to read a whole tensor and write next to nothing; the fastest is the ceiling."""
+    return [torch.sum, torch.amax] + ([_read] if device.type == "cuda" else [])
+
+
+@triton.jit
+def _read_kernel(x_ptr, out_ptr, TILES: tl.constexpr, TILE: tl.constexpr):
+    pid = tl.program_id(0).to(tl.int64)
+    x_ptr += pid * TILES * TILE + tl.arange(0, TILE)
+    total = tl.zeros([TILE], tl.float32)
+    for i in range(TILES):
+        total += tl.load(x_ptr + i * TILE)
+    tl.store(out_ptr + pid, tl.sum(total, 0))
+
+
+def _read(x: Tensor) -> Tensor:
+    """Sum a float32 tensor of a multiple of 65536 elements, one partial sum a program."""
+    tiles, tile = 16, 4096
+    out = x.new_empty(x.numel() // (tiles * tile))
+    _read_kernel[out.shape](x, out, TILES=tiles, TILE=tile, num_warps=8)
+    return out
+
+
+def _is_emulated(name: str, float32_rate: float) -> bool:
+    """Whether a small product runs so far below the float32 ceiling that a large one takes ages."""
+    device, size = torch.device("cpu"), 512
+    seconds = run_seconds(_matmul(name, size, device), device, runs=3)
+    return 2 * size**3 / min(seconds) < float32_rate / 20
+
+
+def _matmul(name: str, size: int, device: torch.device) -> Callable[[], Tensor]:
+    """A square product of this dtype."""
+    dtype = torch.float32 if name == "tf32" else getattr(torch, name)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return lambda: a @ b
+
+
+@contextmanager
+def _float32_precision(name: str) -> Iterator[None]:
+    """Inside, float32 products run as "tf32", or else in full, whatever the process has set."""
+    found = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(found)

@@ -1,0 +1,91 @@
+"""The roofline's arithmetic: the least time a cost can take, and where a step meets the ridge.
+
+    time = max(bytes / bandwidth, FLOPs / peak)        ridge = peak / bandwidth, in FLOP/byte
+
+Stages run one after the other, so a step's least time is the sum of its stages'. Everything here is
+a prediction; nothing is measured.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dlm_core.config import ModelConfig
+from dlm_kernels import Cost
+
+from .step_cost import step_cost, total
+
+
+@dataclass(frozen=True)
+class Roof:
+    """What bounds any work in one dtype.
+
+    bandwidth: bytes/s of a read-only stream, since weights and context are only read.
+    peak: FLOP/s of a matrix product.
+    """
+
+    bandwidth: float
+    peak: float
+
+    @property
+    def ridge(self) -> float:
+        """Intensity in FLOP/byte at which memory and compute take the same time."""
+        return self.peak / self.bandwidth
+
+    def flops_at(self, intensity: float) -> float:
+        """FLOP/s that work of this intensity in FLOP/byte can reach at most."""
+        return min(intensity * self.bandwidth, self.peak)
+
+    def seconds(self, cost: Cost) -> float:
+        """Least time of one piece of work."""
+        return max(cost.bytes / self.bandwidth, cost.flops / self.peak)
+
+    def holder(self, cost: Cost) -> str:
+        """Which ceiling holds the work: "memory" or "compute"."""
+        return "memory" if cost.intensity < self.ridge else "compute"
+
+    def step_seconds(self, stages: Mapping[str, Cost]) -> float:
+        """Least time of stages that run one after the other."""
+        return sum(self.seconds(cost) for cost in stages.values())
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """The smallest step whose intensity reaches the ridge."""
+
+    batch: int
+    block: int
+
+    @property
+    def rows(self) -> int:
+        return self.batch * self.block
+
+
+def ridge_crossing(
+    config: ModelConfig, block: int, context: int, *, itemsize: int, ridge: float
+) -> Crossing | None:
+    """Where the whole denoising step turns from memory-bound to compute-bound.
+
+    The rows of a step grow by batch at this block, and below one block by the block at batch 1.
+    None if no batch gets there: each request brings a context of its own, whose intensity does not
+    grow with the batch and can lie below the ridge.
+    """
+
+    def reaches(batch: int, block: int) -> bool:
+        stages = step_cost(config, batch, block, context, itemsize=itemsize)
+        return total(stages).intensity >= ridge
+
+    if reaches(1, block):
+        return Crossing(1, _first(lambda n: reaches(1, n), block))
+    largest_batch = 1 << 16
+    if not reaches(largest_batch, block):
+        return None
+    return Crossing(_first(lambda n: reaches(n, block), largest_batch), block)
+
+
+def _first(holds, high: int) -> int:
+    """The least n in [1, high] for which `holds`, known to hold from there on."""
+    low = 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low

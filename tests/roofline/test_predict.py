@@ -1,0 +1,71 @@
+"""Roofs, ridges and where a step crosses."""
+
+import pytest
+
+from dlm_core import PRESETS
+from dlm_kernels import Cost
+from dlm_roofline.predict import Crossing, Roof, ridge_crossing
+from dlm_roofline.step_cost import step_cost, total
+
+H200 = Roof(bandwidth=4.3e12, peak=790e12)
+
+
+def test_ridge_of_an_h200_as_measured() -> None:
+    assert H200.ridge == pytest.approx(184, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("cost", "seconds", "holder"),
+    [
+        (Cost(flops=1e12, bytes=43e9), 0.01, "memory"),
+        (Cost(flops=79e12, bytes=1e9), 0.1, "compute"),
+        (Cost(flops=0, bytes=4.3e9), 0.001, "memory"),
+    ],
+    ids=["below the ridge", "above the ridge", "no FLOPs"],
+)
+def test_time_is_the_slower_of_the_two(cost, seconds, holder) -> None:
+    assert H200.seconds(cost) == pytest.approx(seconds)
+    assert H200.holder(cost) == holder
+
+
+def test_a_step_takes_the_sum_of_its_stages() -> None:
+    stages = {"a": Cost(0, 4.3e12), "b": Cost(790e12, 1)}
+    # One piece of work could hide one behind the other and take 1 s.
+    assert H200.step_seconds(stages) == pytest.approx(2)
+
+
+@pytest.mark.parametrize(("size", "milliseconds"), [("3b", 1.43), ("8b", 3.31), ("14b", 5.35)])
+def test_floor_of_a_forward_at_the_datasheet_bandwidth(size, milliseconds) -> None:
+    """One row without context: what streaming the published weights takes at 4.8 TB/s."""
+    roof = Roof(bandwidth=4.8e12, peak=990e12)
+    seconds = roof.step_seconds(step_cost(PRESETS[size], 1, 1, 0, itemsize=2))
+    assert seconds * 1e3 == pytest.approx(milliseconds, rel=0.005)
+
+
+@pytest.mark.parametrize("context", [0, 1024, 8192])
+def test_crossing_is_the_first_batch_at_the_ridge(context) -> None:
+    config = PRESETS["8b"]
+    crossing = ridge_crossing(config, 32, context, itemsize=2, ridge=184)
+
+    def intensity(batch: int) -> float:
+        return total(step_cost(config, batch, 32, context, itemsize=2)).intensity
+
+    assert crossing.block == 32
+    assert intensity(crossing.batch) >= 184 > intensity(crossing.batch - 1)
+
+
+def test_without_context_the_crossing_lies_a_little_above_the_ridge_in_rows() -> None:
+    """Weights alone give 1 FLOP/byte a row in bfloat16; activations push the crossing up."""
+    crossing = ridge_crossing(PRESETS["8b"], 32, 0, itemsize=2, ridge=184)
+    assert 184 <= crossing.rows <= 184 * 1.25
+
+
+def test_a_low_ridge_is_crossed_within_one_block() -> None:
+    assert ridge_crossing(PRESETS["8b"], 32, 0, itemsize=2, ridge=0.5) == Crossing(1, 1)
+    crossing = ridge_crossing(PRESETS["8b"], 32, 0, itemsize=2, ridge=8)
+    assert crossing.batch == 1 and 8 <= crossing.block <= 9
+
+
+def test_long_contexts_can_keep_a_step_below_the_ridge_for_good() -> None:
+    """3B at 32k: a request reads 3.5 GB of context of its own, at 128 FLOP/byte at most."""
+    assert ridge_crossing(PRESETS["3b"], 32, 32768, itemsize=2, ridge=184) is None
