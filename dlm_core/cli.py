@@ -70,12 +70,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--steps", type=int, help="denoising steps a block, in place of a threshold"
     )
+    command.add_argument(
+        "--lora",
+        action=argparse.BooleanOptionalAction,
+        help="draft with the checkpoint's LoRA; default: where it has one",
+    )
     command.add_argument("--device", type=_device, help="default: cuda where there is one, or cpu")
     command.add_argument("--dtype", choices=STORED_DTYPES, help="default: as stored")
     command.add_argument("--json", action="store_true", help="print the closing JSON line alone")
 
     commands.add_parser("bench", help="measure ceilings, ops and denoising steps", add_help=False)
-    commands.add_parser("roofline", help="redraw tables and pictures", add_help=False)
+    commands.add_parser("roofline", help="redraw the pictures from records", add_help=False)
 
     command = commands.add_parser("info", help="versions, devices, and the size of a model")
     command.set_defaults(run=_info, parser=command)
@@ -110,6 +115,7 @@ def _generate(arguments: argparse.Namespace) -> int:
                 block_length=arguments.block_length,
                 threshold=arguments.threshold,
                 steps=arguments.steps,
+                lora=arguments.lora,
                 on_step=on_step,
             )
             seconds = time.perf_counter() - start
@@ -126,6 +132,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         "tpf": generation.tpf,
         "committed": generation.committed,
         "confidences": generation.confidences,
+        "accepted": generation.accepted,
         "seconds": seconds,
     }
     if not arguments.json:

@@ -109,6 +109,7 @@ class LayerInputs(NamedTuple):
     causal: bool
     numerics: str
     error: Tensor | None
+    lora: bool = False
 
 
 class Attention(nn.Module):
@@ -124,11 +125,20 @@ class Attention(nn.Module):
         self.k_proj = linear(config.hidden_size, kv_size)
         self.v_proj = linear(config.hidden_size, kv_size)
         self.o_proj = linear(query_size, config.hidden_size)
+        self.draft_o_proj: nn.Linear | None = None
 
     def forward(self, x: Tensor, inputs: LayerInputs) -> Tensor:
         q, k, v = self.project(x)
         q, k = inputs.query_rotation.apply(q), inputs.key_rotation.apply(k)
-        return self.o_proj(self.attend(q, k, v, inputs).flatten(-2))
+        o_proj = self.draft_o_proj if inputs.lora else self.o_proj
+        return o_proj(self.attend(q, k, v, inputs).flatten(-2))
+
+    def add_draft_update(self, update: Tensor) -> None:
+        """Make the projection of draft forwards: o_proj + update [hidden, query_size]."""
+        weight = self.o_proj.weight
+        merged = (weight.float() + update.to(weight.device, torch.float32)).to(weight.dtype)
+        self.draft_o_proj = skip_init(nn.Linear, *merged.T.shape, bias=False, device="meta")
+        self.draft_o_proj.weight = nn.Parameter(merged, requires_grad=False)
 
     def project(self, x: Tensor) -> list[Tensor]:
         """Queries, keys and values [batch, M, heads, head_dim], not yet rotated."""
@@ -226,6 +236,10 @@ class Model(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.diffusion_head.weight.dtype
 
+    @property
+    def has_draft_lora(self) -> bool:
+        return self.encoder.layers[0].self_attn.draft_o_proj is not None
+
     def forward(
         self,
         tokens: Tensor,
@@ -233,6 +247,7 @@ class Model(nn.Module):
         *,
         causal: bool,
         numerics: str = "invariant",
+        lora: bool = False,
         error: Tensor | None = None,
     ) -> Tensor:
         """Hidden states behind the final norm of one block per request.
@@ -244,13 +259,15 @@ class Model(nn.Module):
                 leaves `lengths` to `KVCache.advance`; a bidirectional one changes nothing.
             causal: see the module's docstring.
             numerics: of `dlm_kernels.block_attention`.
+            lora: run the projections that hold the draft LoRA; needs `has_draft_lora`.
             error: device error word to set, int32 [1].
 
         Returns:
             [batch, M, hidden_size] in the model's dtype; `logits` turns them into logits.
 
         Raises:
-            ValueError: a shape does not fit, or a causal block does not fit into the cache.
+            ValueError: a shape does not fit, a causal block does not fit into the cache, or there
+                is no draft LoRA.
         """
         if tokens.dim() != 2 or tokens.shape[0] != cache.batch:
             raise ValueError(
@@ -260,8 +277,11 @@ class Model(nn.Module):
         block = tokens.shape[1]
         if causal:
             cache.check_room(block)
+        if lora and not self.has_draft_lora:
+            raise ValueError("lora is True; the model's checkpoint held no draft LoRA")
         positions = cache.lengths[:, None].long() + torch.arange(block, device=tokens.device)
-        inputs = LayerInputs(cache, positions, *self.rotary(positions), causal, numerics, error)
+        rotations = self.rotary(positions)
+        inputs = LayerInputs(cache, positions, *rotations, causal, numerics, error, lora)
         return self.encoder(tokens, inputs)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from dlm_kernels import BlockState, confidence, new_error_word, raise_on_error, 
 from ..cache import KVCache
 from ..model import Model
 from .autoregressive import extend, prefill, read_token
-from .result import Generation, StepEvent
+from .result import Generation, StepEvent, cut
 
 
 def denoise_step(
@@ -108,7 +108,7 @@ def decode_diffusion(
         seed = extend(model, cache, state.tokens, banned=banned, error=error)
         forwards["commit"] += 1
 
-    tokens = _cut(tokens, config.eos_token_id)[:max_new_tokens]
+    tokens = cut(tokens, config.eos_token_id, max_new_tokens)
     return Generation(tokens, dict(forwards), committed, confidences)
 
 
@@ -121,8 +121,3 @@ def _start_block(seed: Tensor, block_length: int, mask_id: int) -> BlockState:
 def _committed_at(step: int, commit_step: list[int]) -> list[int]:
     """The positions of a block that `step` committed."""
     return [position for position, n in enumerate(commit_step) if n == step]
-
-
-def _cut(tokens: list[int], eos_id: int) -> list[int]:
-    """`tokens` up to and including the first EOS."""
-    return tokens[: tokens.index(eos_id) + 1] if eos_id in tokens else tokens

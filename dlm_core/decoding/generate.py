@@ -11,8 +11,14 @@ from ..model import Model
 from .autoregressive import decode_autoregressive
 from .diffusion import decode_diffusion
 from .result import Generation, StepEvent
+from .self_speculation import decode_linear_spec
 
-MODES = ("autoregressive", "diffusion")
+# Each mode with the arguments that belong to it.
+MODES = {
+    "autoregressive": (),
+    "diffusion": ("block_length", "threshold", "steps", "on_step"),
+    "linear_spec": ("block_length", "lora"),
+}
 DEFAULT_THRESHOLD = 0.9
 
 
@@ -24,6 +30,7 @@ def generate(
     block_length: int | None = None,
     threshold: float | None = None,
     steps: int | None = None,
+    lora: bool | None = None,
     on_step: Callable[[StepEvent], None] | None = None,
 ) -> Generation:
     """Generate greedily behind one prompt. The mask id is never chosen, in any mode.
@@ -32,15 +39,17 @@ def generate(
         model: from `load_model` or `random_model`.
         prompt: token ids, at least one; the mask id is not allowed.
         max_new_tokens: at most so many tokens come back; an EOS ends them sooner.
-        mode: "autoregressive", one token a forward, or "diffusion", blocks of masks denoised in a
-            few forwards. The arguments below belong to diffusion.
-        block_length: tokens a block, 2 to 256; by default the config's block_size. Blocks are
-            always whole: what goes beyond max_new_tokens is cut.
-        threshold: in [0, 1]. A step commits every masked position whose candidate is at least this
-            likely, and always the likeliest. 0.9 if neither this nor `steps` is given.
-        steps: in [1, block_length - 1]. A block's masks are split evenly over so many steps, the
-            earlier ones taking the remainder; excludes `threshold`.
-        on_step: called after each denoising step, which then reads the block back.
+        mode: "autoregressive", one token a forward; "diffusion", blocks of masks denoised in a few
+            forwards; "linear_spec", drafts by diffusion that a causal forward verifies, which gives
+            the tokens of "autoregressive" in fewer forwards.
+        block_length: diffusion and linear_spec: tokens a block, 2 to 256; by default the config's
+            block_size. Blocks are always whole: what goes beyond max_new_tokens is cut.
+        threshold: diffusion, in [0, 1]. A step commits every masked position whose candidate is at
+            least this likely, and always the likeliest. 0.9 if neither this nor `steps` is given.
+        steps: diffusion, in [1, block_length - 1]. A block's masks are split evenly over so many
+            steps, the earlier ones taking the remainder; excludes `threshold`.
+        lora: linear_spec: draft with the checkpoint's draft LoRA. By default, where it has one.
+        on_step: diffusion: called after each denoising step, which then reads the block back.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it and its value.
@@ -51,22 +60,33 @@ def generate(
     config = model.config
     prompt = _checked_prompt(prompt, config)
     check_int("max_new_tokens", max_new_tokens, 1, config.max_position_embeddings)
+    given = {
+        "block_length": block_length,
+        "threshold": threshold,
+        "steps": steps,
+        "lora": lora,
+        "on_step": on_step,
+    }
+    for name, value in given.items():
+        if value is not None and name not in MODES[mode]:
+            modes = " or ".join(repr(m) for m, names in MODES.items() if name in names)
+            raise ValueError(f"{name} is {value!r}; it needs mode={modes}")
     if mode == "autoregressive":
-        given = {
-            "block_length": block_length,
-            "threshold": threshold,
-            "steps": steps,
-            "on_step": on_step,
-        }
-        for name, value in given.items():
-            if value is not None:
-                raise ValueError(f"{name} is {value!r}; it needs mode='diffusion'")
         _check_context(len(prompt), max_new_tokens, max_new_tokens, config)
         return decode_autoregressive(model, prompt, max_new_tokens)
 
     if block_length is None:
         block_length = config.block_size
     check_int("block_length", block_length, 2, 256)
+    if mode == "linear_spec":
+        if lora is None:
+            lora = model.has_draft_lora
+        if lora and not model.has_draft_lora:
+            raise ValueError("lora is True; the model's checkpoint held no draft LoRA")
+        last_block = max_new_tokens - 1 + block_length
+        _check_context(len(prompt), max_new_tokens, last_block, config)
+        return decode_linear_spec(model, prompt, max_new_tokens, block_length, lora)
+
     if steps is not None:
         if threshold is not None:
             raise ValueError(f"threshold is {threshold} beside steps={steps}; give one of the two")

@@ -8,15 +8,18 @@ class Generation:
     """One finished request.
 
     tokens: generated ids, cut after the first EOS and at max_new_tokens.
-    forwards: forwards run, by kind: prefill, decode, denoise, commit; kinds that ran only.
+    forwards: forwards run, by kind: prefill, decode, denoise, commit, draft, verify; kinds that ran
+        only.
     committed: per denoising step, over all blocks, the positions in the block that it committed.
     confidences: beside `committed`, the softmax probability each was committed with.
+    accepted: per cycle of self-speculation, the tokens that it emitted, before any cut.
     """
 
     tokens: list[int]
     forwards: dict[str, int]
     committed: list[list[int]] = field(default_factory=list)
     confidences: list[list[float]] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
 
     @property
     def tpf(self) -> float | None:
@@ -38,3 +41,10 @@ class StepEvent:
     step: int
     tokens: list[int]
     committed: list[int]
+
+
+def cut(tokens: list[int], eos_id: int, max_new_tokens: int) -> list[int]:
+    """`tokens` up to and including the first EOS, and at most `max_new_tokens` of them."""
+    if eos_id in tokens:
+        tokens = tokens[: tokens.index(eos_id) + 1]
+    return tokens[:max_new_tokens]

@@ -61,11 +61,6 @@ def test_dtype_converts(checkpoint: Path) -> None:
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
-def test_lora_folder_is_left_alone(golden: Path) -> None:
-    assert (golden / "tiny-a" / "linear_spec_lora").is_dir()
-    load_model(golden / "tiny-a")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

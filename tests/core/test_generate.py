@@ -27,7 +27,10 @@ diffuse = functools.partial(generate, mode="diffusion")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mode": "beam"}, "mode is 'beam'; it must be one of autoregressive, diffusion"),
+        (
+            {"mode": "beam"},
+            "mode is 'beam'; it must be one of autoregressive, diffusion",
+        ),
         ({"prompt": []}, "prompt is empty"),
         ({"prompt": [1, 67]}, "prompt holds 67; ids must be in [0, 67)"),
         ({"prompt": [-1]}, "prompt holds -1"),
@@ -51,6 +54,9 @@ diffuse = functools.partial(generate, mode="diffusion")
         ({"mode": "autoregressive", "steps": 4}, "steps is 4; it needs mode='diffusion'"),
         ({"mode": "autoregressive", "threshold": 0.0}, "threshold is 0.0; it needs"),
         ({"mode": "autoregressive", "block_length": 8}, "block_length is 8; it needs"),
+        ({"lora": False}, "lora is False; it needs mode='linear_spec'"),
+        ({"mode": "linear_spec", "steps": 4}, "steps is 4; it needs mode='diffusion'"),
+        ({"mode": "linear_spec", "max_new_tokens": 760}, "takes 769 positions"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )

@@ -34,13 +34,20 @@ def token_runs() -> list:
     for checkpoint in CHECKPOINTS:
         cases = json.loads((GOLDEN / checkpoint / "expected_tokens.json").read_text())
         for n, case in enumerate(cases):
-            expected = [("autoregressive", case["autoregressive"])]
-            expected += [("diffusion", run) for run in case["diffusion"]]
-            for mode, run in expected:
+            expected = [("autoregressive", {}, case["autoregressive"])]
+            for run in case["diffusion"]:
                 rule = {key: run[key] for key in ("threshold", "steps") if key in run}
+                expected.append(("diffusion", rule, run))
+            expected.append(("linear_spec", {"lora": False}, case["linear_spec"]))
+            expected.append(("linear_spec", {"lora": True}, case["linear_spec_lora"]))
+            for mode, rule, run in expected:
+                if "block_length" in run:
+                    rule["block_length"] = run["block_length"]
                 name = "-".join([mode, *(f"{key}={value}" for key, value in rule.items())])
                 runs.append(
-                    pytest.param(checkpoint, case, mode, run, id=f"{checkpoint}-prompt{n}-{name}")
+                    pytest.param(
+                        checkpoint, case, mode, rule, run, id=f"{checkpoint}-prompt{n}-{name}"
+                    )
                 )
     return runs
 
@@ -66,10 +73,12 @@ def test_logits(checkpoint: str, i: int, backend_device: str) -> None:
     torch.testing.assert_close(
         bidirectional, expected[f"logits.{i}.bidirectional"], atol=1e-4, rtol=0
     )
+    draft = run(model, block, cache, causal=False, lora=True)
+    torch.testing.assert_close(draft, expected[f"logits.{i}.bidirectional_lora"], atol=1e-4, rtol=0)
 
 
-def run(model: Model, tokens: torch.Tensor, cache: KVCache, *, causal: bool) -> torch.Tensor:
-    return model.logits(model(tokens[None], cache, causal=causal))[0]
+def run(model: Model, tokens: torch.Tensor, cache: KVCache, **options) -> torch.Tensor:
+    return model.logits(model(tokens[None], cache, **options))[0]
 
 
 def test_some_prefixes_lie_past_the_original_context() -> None:
@@ -80,21 +89,14 @@ def test_some_prefixes_lie_past_the_original_context() -> None:
         assert longest > 2 * rope.original_max_position_embeddings
 
 
-@pytest.mark.parametrize(("checkpoint", "case", "mode", "expected"), token_runs())
+@pytest.mark.parametrize(("checkpoint", "case", "mode", "rule", "expected"), token_runs())
 def test_tokens_commits_and_forwards(
-    checkpoint: str, case: dict, mode: str, expected: dict, backend_device: str
+    checkpoint: str, case: dict, mode: str, rule: dict, expected: dict, backend_device: str
 ) -> None:
     model = load(GOLDEN / checkpoint, device=backend_device)
-    generation = generate(
-        model,
-        case["prompt"],
-        case["max_new_tokens"],
-        mode=mode,
-        block_length=expected.get("block_length"),
-        threshold=expected.get("threshold"),
-        steps=expected.get("steps"),
-    )
+    generation = generate(model, case["prompt"], case["max_new_tokens"], mode=mode, **rule)
     assert generation.tokens == expected["tokens"]
     assert generation.forwards == expected["forwards"]
     assert generation.committed == expected.get("committed", [])
+    assert generation.accepted == expected.get("accepted", [])
     assert [len(step) for step in generation.confidences] == list(map(len, generation.committed))

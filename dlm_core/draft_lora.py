@@ -1,0 +1,93 @@
+"""The LoRA of draft forwards: low-rank updates of the output projections, in PEFT's format.
+
+A checkpoint's folder linear_spec_lora holds adapter_config.json and adapter_model.safetensors. Each
+layer's update (lora_alpha / r) B A is merged once, at loading, into a copy of o_proj that draft
+forwards run in its place; so a draft costs what any other forward costs.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from .config import ModelConfig
+from .model import Model
+from .weight_files import check_headers, opened
+
+FOLDER = "linear_spec_lora"
+CONFIG_FILE = "adapter_config.json"
+WEIGHT_FILE = "adapter_model.safetensors"
+
+# What would change the update, with the one value supported; a file may leave these out. Its other
+# keys concern training and provenance.
+_ONLY_VALUE = {
+    "peft_type": "LORA",
+    "target_modules": ["o_proj"],
+    "bias": "none",
+    "use_rslora": False,
+    "use_dora": False,
+    "lora_bias": False,
+    "fan_in_fan_out": False,
+    "modules_to_save": None,
+    "layers_to_transform": None,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+}
+
+
+@dataclass(frozen=True)
+class DraftLora:
+    """A LoRA on disk whose config, names and shapes fit the model. scale: lora_alpha / r."""
+
+    file: Path
+    scale: float
+
+    def merge_into(self, model: Model) -> None:
+        """Give every layer its draft projection; a tensor that is not finite is a ValueError."""
+        with opened(self.file) as weights:
+            for i, layer in enumerate(model.encoder.layers):
+                a, b = (weights.get_tensor(_tensor_name(i, part)).float() for part in "AB")
+                update = self.scale * (b @ a)
+                if not update.isfinite().all():
+                    raise ValueError(f"the update of layer {i} in {self.file} is not finite")
+                layer.self_attn.add_draft_update(update)
+
+
+def read(folder: Path, config: ModelConfig) -> DraftLora | None:
+    """The draft LoRA of a checkpoint folder, checked but not yet loaded; None if it has none.
+
+    A setting that is not supported, or a tensor that is missing, extra or misshapen, is a
+    ValueError that names the file and the key or tensor.
+    """
+    folder = folder / FOLDER
+    if not folder.exists():
+        return None
+    path = folder / CONFIG_FILE
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        rank, alpha = settings["r"], settings["lora_alpha"]
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} must be a JSON object with r and lora_alpha") from None
+    for key, only in _ONLY_VALUE.items():
+        if settings.get(key, only) != only:
+            raise ValueError(f"{path}: {key} is {settings[key]!r}; it must be {only!r}")
+    if type(rank) is not int or rank < 1:
+        raise ValueError(f"{path}: r is {rank!r}; it must be a positive integer")
+    if type(alpha) not in (int, float) or alpha <= 0:
+        raise ValueError(f"{path}: lora_alpha is {alpha!r}; it must be a positive number")
+
+    query_size = config.num_attention_heads * config.head_dim
+    shapes = {}
+    for i in range(config.num_hidden_layers):
+        shapes[_tensor_name(i, "A")] = (rank, query_size)
+        shapes[_tensor_name(i, "B")] = (config.hidden_size, rank)
+    file = folder / WEIGHT_FILE
+    with opened(file) as weights:
+        names = list(weights.keys())
+    check_headers({file: names}, shapes, config.torch_dtype, CONFIG_FILE)
+    return DraftLora(file, alpha / rank)
+
+
+def _tensor_name(layer: int, part: str) -> str:
+    return f"base_model.model.encoder.layers.{layer}.self_attn.o_proj.lora_{part}.weight"
