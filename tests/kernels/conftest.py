@@ -1,0 +1,86 @@
+"""Fixtures of the kernel tests: backends, dtypes, and poison in everything an op allocates."""
+
+import functools
+import inspect
+from collections.abc import Iterator
+
+import pytest
+import torch
+from numeric import poisoned_allocations
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scan_triton_language_once() -> Iterator[None]:
+    """Halve the interpreter's time: it scans triton.language at every call of a jit function."""
+    try:
+        from triton import language
+        from triton.runtime import interpreter
+
+        patch_one = interpreter._patch_attr
+    except (ImportError, AttributeError):
+        yield
+        return
+
+    @functools.cache
+    def builtins_of(package) -> list[str]:
+        members = inspect.getmembers(package, language.core.is_builtin)
+        return [name for name, _ in members]
+
+    def patch_builtin(package, builder, scope) -> None:
+        for name in builtins_of(package):
+            member = getattr(package, name)
+            if language.core.is_builtin(member):
+                patch_one(package, name, member, builder, scope)
+
+    # Looked at before the interpreter has put anything else in their place.
+    for package in (language, language.core, language.tensor, language.math):
+        builtins_of(package)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_builtin", patch_builtin)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small spend their time waking a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["triton", "torch", "reference"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test on each backend in turn, through the public functions."""
+    if request.param == "triton":
+        request.getfixturevalue("triton_device")
+    monkeypatch.setenv("DLM_BACKEND", request.param)
+    return request.param
+
+
+@pytest.fixture
+def op_device(backend: str, request: pytest.FixtureRequest) -> str:
+    """Where tensors for `backend` live."""
+    return request.getfixturevalue("triton_device" if backend == "triton" else "device")
+
+
+# The interpreter's bfloat16 arithmetic is wrong.
+BFLOAT16 = pytest.param(torch.bfloat16, marks=pytest.mark.gpu, id="bf16")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(torch.float32, id="fp32"),
+        pytest.param(torch.float16, id="fp16"),
+        BFLOAT16,
+    ]
+)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    """Every allocation of an op starts as NaN and has canaries round it."""
+    with poisoned_allocations():
+        yield

@@ -1,0 +1,138 @@
+"""What kernel tests measure with: errors against errors, bits against bits, poison, canaries."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+# Elements of sentinel on each side of a guarded tensor; a multiple of 16 keeps it aligned.
+_GUARD = 4096
+_INTEGER_OF_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The same memory as integers, so that NaN equals itself and -0.0 differs from 0.0."""
+    return tensor.contiguous().view(_INTEGER_OF_WIDTH[tensor.element_size()])
+
+
+def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "") -> None:
+    assert actual.shape == expected.shape, f"{what}: {actual.shape} against {expected.shape}"
+    assert actual.dtype == expected.dtype, f"{what}: {actual.dtype} against {expected.dtype}"
+    differ = (bits(actual) != bits(expected)).nonzero()
+    if len(differ):
+        first = tuple(differ[0].tolist())
+        pytest.fail(
+            f"{what}: {len(differ)} of {actual.numel()} differ in bits, first at {first}: "
+            f"{actual[first].item()!r} against {expected[first].item()!r}"
+        )
+
+
+def assert_close_to_reference(
+    actual: Tensor, same_dtype: Tensor, reference: Tensor, *, floor: float, what: str = ""
+) -> None:
+    """Bound the kernel's error by twice the error plain torch makes in the same dtype, plus floor.
+
+    Both the largest and the root-mean-square error are bounded. `reference` is exact to float32 or
+    better. NaN and infinities have to stand where the reference has them.
+    """
+    actual, same_dtype, reference = (x.cpu().double() for x in (actual, same_dtype, reference))
+    assert actual.shape == reference.shape, f"{what}: {actual.shape} against {reference.shape}"
+    finite = reference.isfinite()
+    special = ~finite | ~actual.isfinite()
+    wrong = special & ~((actual == reference) | (actual.isnan() & reference.isnan()))
+    assert not wrong.any(), f"{what}: {_worst(actual, reference, wrong.double())}"
+    if not finite.any():
+        return
+
+    error = torch.where(finite, (actual - reference).abs(), 0.0)
+    torch_error = torch.where(finite, (same_dtype - reference).abs(), 0.0)
+    for name, size in (("max", torch.amax), ("RMS", lambda x: x.square().mean().sqrt())):
+        bound = 2 * float(size(torch_error)) + floor
+        assert float(size(error)) <= bound, (
+            f"{what}: {name} error {float(size(error)):.3g} is over {bound:.3g} "
+            f"(torch's: {float(size(torch_error)):.3g}); {_worst(actual, reference, error)}"
+        )
+
+
+def _worst(actual: Tensor, reference: Tensor, error: Tensor, count: int = 5) -> str:
+    """The coordinates with the largest errors, as a message."""
+    order = error.flatten().argsort(descending=True)[:count]
+    places = zip(*(axis.tolist() for axis in torch.unravel_index(order, error.shape)), strict=True)
+    lines = [f"{list(at)}: {actual[at].item()!r} not {reference[at].item()!r}" for at in places]
+    return "worst at " + ", ".join(lines)
+
+
+def _sentinel(dtype: torch.dtype) -> float | int | bool:
+    if dtype == torch.bool:
+        return True
+    return -12345.0 if dtype.is_floating_point else torch.iinfo(dtype).max - 5
+
+
+def _poison(dtype: torch.dtype) -> float | int | bool:
+    if dtype == torch.bool:
+        return True
+    return math.nan if dtype.is_floating_point else torch.iinfo(dtype).min + 5
+
+
+class Guarded:
+    """A contiguous tensor in the middle of a buffer whose ends must not change."""
+
+    def __init__(self, content: Tensor) -> None:
+        size = content.numel()
+        self._buffer = torch.full(
+            (_GUARD + size + _GUARD,),
+            _sentinel(content.dtype),
+            dtype=content.dtype,
+            device=content.device,
+        )
+        self.tensor = self._buffer[_GUARD : _GUARD + size].view(content.shape)
+        self.tensor.copy_(content)
+
+    def check(self) -> None:
+        ends = torch.cat([self._buffer[:_GUARD], self._buffer[-_GUARD:]])
+        touched = (ends != _sentinel(ends.dtype)).nonzero().flatten().tolist()
+        assert not touched, f"a kernel wrote outside a tensor of shape {list(self.tensor.shape)}"
+
+
+@contextmanager
+def poisoned_allocations() -> Iterator[None]:
+    """Fill what ops allocate with NaN (integers: an impossible id) and check canaries round it."""
+    allocated = []
+
+    def allocate(size, dtype, device) -> Tensor:
+        content = torch.full(size, _poison(dtype), dtype=dtype, device=device)
+        allocated.append(Guarded(content))
+        return allocated[-1].tensor
+
+    def new_empty(self, *size, dtype=None, device=None):
+        size = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
+        return allocate(size, dtype or self.dtype, device or self.device)
+
+    def empty_like(other, *, dtype=None, device=None, memory_format=None):
+        return allocate(other.shape, dtype or other.dtype, device or other.device)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "new_empty", new_empty)
+        patch.setattr(torch, "empty_like", empty_like)
+        yield
+    for guarded in allocated:
+        guarded.check()
+
+
+@contextmanager
+def unchanged(**tensors: Tensor) -> Iterator[None]:
+    """Check that no bit of these tensors changes."""
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    yield
+    for name, tensor in tensors.items():
+        assert_same_bits(tensor, before[name], f"{name}, which is only read")
+
+
+@contextmanager
+def forced_backend(name: str) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DLM_BACKEND", name)
+        yield

@@ -1,0 +1,130 @@
+"""block_attention, invariant numerics: a row's bits are a function of the row alone."""
+
+import pytest
+import torch
+from numeric import assert_same_bits, forced_backend
+from torch import Tensor
+
+from dlm_kernels import block_attention
+
+NAN = float("nan")
+# The causal block lies across the end of the first split, at 1024.
+CONTEXT, BLOCK = 900, 256
+
+
+class Sequence:
+    """One sequence's queries, keys and values at positions 0 .. CONTEXT + BLOCK - 1."""
+
+    def __init__(self, query_heads: int, head_dim: int, dtype: torch.dtype, device: str) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def randn(length: int, heads: int) -> Tensor:
+            x = torch.randn(length, heads, head_dim, generator=generator)
+            return x.to(dtype).to(device)
+
+        self.q = randn(BLOCK, query_heads)
+        self.k, self.v = randn(CONTEXT + BLOCK, 1), randn(CONTEXT + BLOCK, 1)
+
+    def caches(self, seen: int, capacity: int, behind: float = NAN) -> tuple[Tensor, Tensor]:
+        """[1, capacity, 1, D]: the first `seen` positions, and `behind` after them."""
+        caches = []
+        for tensor in (self.k, self.v):
+            cache = tensor.new_full((1, capacity, *tensor.shape[1:]), behind)
+            cache[0, :seen] = tensor[:seen]
+            caches.append(cache)
+        return tuple(caches)
+
+    def causal(
+        self, first: int, block: int, capacity: int | None = None, behind: float = NAN, **options
+    ) -> tuple[Tensor, Tensor]:
+        """(out, lse) [block, heads ...] of the queries first .. first + block of the block."""
+        context = CONTEXT + first
+        caches = self.caches(context + block, capacity or context + block, behind)
+        lengths = torch.tensor([context], dtype=torch.int32, device=self.q.device)
+        with forced_backend("triton"):
+            out, lse = block_attention(
+                self.q[None, first : first + block], *caches, lengths, return_lse=True, **options
+            )
+        return out[0], lse[0]
+
+
+@pytest.fixture(params=[(3, 16), (4, 64)], ids=["group-of-three", "group-of-four"])
+def sequence(request: pytest.FixtureRequest, dtype: torch.dtype, triton_device: str) -> Sequence:
+    return Sequence(*request.param, dtype, triton_device)
+
+
+def assert_same_rows(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], what: str):
+    for name, ours, theirs in zip(("out", "lse"), actual, expected, strict=True):
+        assert_same_bits(ours, theirs, f"{name} {what}")
+
+
+def test_causal_rows_do_not_depend_on_the_block(sequence: Sequence) -> None:
+    """Alone, as when decoding, among 32, as when verifying, and among 256."""
+    whole = sequence.causal(0, BLOCK)
+    for first, block in ((0, 32), (100, 32), (111, 33), (60, 64)):
+        rows = tuple(x[first : first + block] for x in whole)
+        assert_same_rows(sequence.causal(first, block), rows, f"of {block} rows from {first}")
+    # 123 and 124 are the last row of the first split and the first of the second.
+    for row in (0, 17, 123, 124, 200, 255):
+        alone = sequence.causal(row, 1)
+        assert_same_rows(alone, tuple(x[row : row + 1] for x in whole), f"of row {row} alone")
+
+
+def test_causal_rows_do_not_depend_on_what_lies_behind(sequence: Sequence) -> None:
+    first, block = 120, 8
+    expected = sequence.causal(first, block)
+    for name, options in {
+        "in a larger cache": {"capacity": 1100},
+        "in a cache of three splits": {"capacity": 2500},
+        "before zeros": {"capacity": 1100, "behind": 0.0},
+        "before infinities": {"capacity": 1100, "behind": float("inf")},
+        "with a tight max_context": {"capacity": 2500, "max_context": CONTEXT + first},
+        "with a loose max_context": {"capacity": 2500, "max_context": 2000},
+    }.items():
+        assert_same_rows(sequence.causal(first, block, **options), expected, name)
+
+
+def test_causal_rows_do_not_depend_on_the_batch(sequence: Sequence) -> None:
+    first, block, capacity = 120, 8, 1600
+    expected = sequence.causal(first, block)
+    k_cache, v_cache = (x.repeat(3, 1, 1, 1) for x in sequence.caches(CONTEXT + 128, capacity))
+    # Neighbours: one short and spoiled by NaN, one longer.
+    k_cache[0], v_cache[0] = NAN, NAN
+    k_cache[2], v_cache[2] = 1.0, 2.0
+    q = sequence.q[None, first : first + block].repeat(3, 1, 1, 1)
+    lengths = torch.tensor([5, CONTEXT + first, 1500], dtype=torch.int32, device=q.device)
+    with forced_backend("triton"):
+        out, lse = block_attention(q, k_cache, v_cache, lengths, return_lse=True)
+    assert_same_rows((out[1], lse[1]), expected, "between two neighbours")
+
+
+@pytest.mark.parametrize("context", [0, 31, 900, 1024, 1100])
+def test_bidirectional_rows_do_not_depend_on_batch_or_capacity(
+    context: int, sequence: Sequence
+) -> None:
+    block = 8
+    q, k, v = (x[None, -block:] for x in (sequence.q, sequence.k, sequence.v))
+    lengths = torch.tensor([context], dtype=torch.int32, device=q.device)
+
+    def run(*args, **options) -> tuple[Tensor, Tensor]:
+        with forced_backend("triton"):
+            return block_attention(*args, return_lse=True, **options)
+
+    expected = run(q, *sequence.caches(context, context), lengths, k, v)
+    larger = sequence.caches(context, 2500)
+    assert_same_rows(run(q, *larger, lengths, k, v), expected, "in a larger cache")
+    tight = run(q, *larger, lengths, k, v, max_context=context)
+    assert_same_rows(tight, expected, "with a tight max_context")
+
+    k_cache, v_cache = (x.repeat(3, 1, 1, 1) for x in sequence.caches(context, 1200))
+    k_cache[0], v_cache[2] = 1.0, NAN
+    among = [x.repeat(3, 1, 1, 1) for x in (q, k, v)]
+    lengths = torch.tensor([1200, context, 7], dtype=torch.int32, device=q.device)
+    out, lse = run(among[0], k_cache, v_cache, lengths, *among[1:])
+    assert_same_rows((out[1:2], lse[1:2]), expected, "between two neighbours")
+
+
+@pytest.mark.parametrize("numerics", ["invariant", "fast"])
+def test_the_same_call_gives_the_same_bits(numerics: str, sequence: Sequence) -> None:
+    first = sequence.causal(100, 32, numerics=numerics)
+    assert_same_rows(sequence.causal(100, 32, numerics=numerics), first, "a second time")

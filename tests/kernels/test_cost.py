@@ -1,0 +1,86 @@
+"""Cost functions against counting one by one."""
+
+import itertools
+
+import pytest
+import torch
+
+from dlm_kernels import (
+    BlockState,
+    Cost,
+    block_attention_cost,
+    confidence,
+    confidence_cost,
+    linear_cost,
+    remask_scatter_cost,
+)
+
+
+def nbytes(*tensors: torch.Tensor) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def test_costs_add_and_scale() -> None:
+    cost = 2 * (Cost(1.0, 2.0, 3.0) + Cost(10.0, 20.0)) + Cost(0.5, 0.0) * 4
+    assert cost == Cost(24.0, 44.0, 6.0)
+    assert Cost(6.0, 3.0).intensity == 2.0
+    assert sum([Cost(1, 2, 3)] * 3, Cost(0, 0)) == Cost(3, 6, 9)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("lse", [False, True], ids=["out", "out-and-lse"])
+@pytest.mark.parametrize(
+    ("batch", "block", "context", "query_heads", "kv_heads"),
+    [(1, 1, 0, 1, 1), (2, 3, 5, 4, 2), (3, 4, 0, 6, 1), (1, 7, 2, 2, 2)],
+)
+def test_block_attention_cost(
+    batch: int, block: int, context: int, query_heads: int, kv_heads: int, causal: bool, lse: bool
+) -> None:
+    head_dim, itemsize = 16, 2
+    pairs = flops = 0
+    keys_seen = set()
+    for b, h, i in itertools.product(range(batch), range(query_heads), range(block)):
+        for j in range(context + (i + 1 if causal else block)):
+            keys_seen.add((b, h // (query_heads // kv_heads), j))
+            pairs += 1
+            # One multiply-add a dimension for the score, and one for the output.
+            flops += 2 * head_dim + 2 * head_dim
+    queries = batch * block * query_heads
+    moved = 2 * queries * head_dim * itemsize + 2 * len(keys_seen) * head_dim * itemsize
+    cost = block_attention_cost(
+        batch, block, context, query_heads, kv_heads, head_dim,
+        itemsize=itemsize, causal=causal, lse=lse,
+    )  # fmt: skip
+    assert cost == Cost(flops, moved + (4 * queries if lse else 0), pairs)
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("margin", [False, True])
+def test_confidence_cost(entropy: bool, margin: bool, device: str) -> None:
+    logits = torch.zeros(3, 70, dtype=torch.float16, device=device)
+    result = confidence(logits, entropy=entropy, margin=margin)
+    cost = confidence_cost(3, 70, itemsize=2, entropy=entropy, margin=margin)
+    assert cost.bytes == nbytes(logits, *(x for x in result if x is not None))
+    assert cost.exps == logits.numel()
+    # Compare, subtract, scale, add; the entropy's multiply and add; the runner-up's compare.
+    assert cost.flops == logits.numel() * (4 + 2 * entropy + margin)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("block", [1, 5, 32])
+def test_remask_scatter_cost(block: int, dtype: torch.dtype) -> None:
+    state = BlockState.start(torch.zeros(3, block, dtype=dtype), 9)
+    cost = remask_scatter_cost(3, block, token_itemsize=dtype.itemsize)
+    candidate = torch.zeros(3, block, dtype=torch.int32)
+    confidences = torch.zeros(3, block)
+    counters = (state.masks_left, state.step, state.done)
+    read = nbytes(state.tokens, candidate, confidences, *counters)
+    written = nbytes(state.tokens, state.commit_step, state.commit_confidence, *counters)
+    assert cost.bytes == read + written
+    assert cost.flops == 3 * sum(1 for _ in itertools.product(range(block), repeat=2))
+
+
+def test_linear_cost() -> None:
+    x, weight = torch.zeros(3, 20), torch.zeros(7, 20)
+    cost = linear_cost(3, 20, 7, itemsize=4)
+    assert cost == Cost(2 * 3 * 20 * 7, nbytes(x, weight, x @ weight.T))

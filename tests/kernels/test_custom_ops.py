@@ -1,0 +1,212 @@
+"""The ops as torch.library custom ops: opcheck, torch.compile, CUDA graphs, no synchronisation."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from numeric import assert_same_bits
+from torch import Tensor
+
+from dlm_kernels import (
+    BlockState,
+    block_attention,
+    confidence,
+    new_error_word,
+    raise_on_error,
+    remask_scatter,
+)
+
+MASK, EOS = 9, 2
+VOCAB = 50
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> None:
+    """Not here: tracing and graph capture see the plain allocator."""
+
+
+class Step:
+    """Static inputs of one denoising step, as a model would hold them."""
+
+    def __init__(self, device: str, dtype: torch.dtype = torch.float32, batch: int = 2) -> None:
+        block, heads, head_dim = 4, 2, 16
+        self.batch = batch
+        self.q = torch.empty(batch, block, 2 * heads, head_dim, dtype=dtype, device=device)
+        self.k_cache = torch.empty(batch, 40, heads, head_dim, dtype=dtype, device=device)
+        self.v_cache = torch.empty_like(self.k_cache)
+        self.k = torch.empty(batch, block, heads, head_dim, dtype=dtype, device=device)
+        self.v = torch.empty_like(self.k)
+        self.lengths = torch.empty(batch, dtype=torch.int32, device=device)
+        self.logits = torch.empty(batch * block, VOCAB, dtype=dtype, device=device)
+        self.banned = torch.tensor([MASK], dtype=torch.int32, device=device)
+        self.state = BlockState.start(
+            torch.empty(batch, block, dtype=torch.int32, device=device).fill_(MASK), MASK
+        )
+        self.error = new_error_word(device)
+        self.fill(seed=0)
+
+    def fill(self, seed: int) -> None:
+        """Other contents at the same addresses."""
+        generator = torch.Generator().manual_seed(seed)
+        for tensor in (self.q, self.k_cache, self.v_cache, self.k, self.v, self.logits):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+        self.lengths.copy_(torch.randint(0, 36, (self.batch,), generator=generator))
+        tokens = torch.full((self.batch, 4), MASK)
+        tokens[0, seed % 4] = 1
+        for ours, fresh in zip(self.state, BlockState.start(tokens, MASK), strict=True):
+            ours.copy_(fresh)
+        self.error.zero_()
+
+    def run(self) -> tuple[Tensor, ...]:
+        """All three ops, attention both ways; returns everything they wrote."""
+        lengths = self.lengths
+        bidirectional, lse = block_attention(
+            self.q, self.k_cache, self.v_cache, lengths, self.k, self.v,
+            return_lse=True, error=self.error,
+        )  # fmt: skip
+        causal = block_attention(self.q, self.k_cache, self.v_cache, lengths, error=self.error)
+        statistics = confidence(
+            self.logits,
+            tokens=self.state.tokens.view(-1),
+            mask_id=MASK,
+            banned=self.banned,
+            entropy=True,
+            margin=True,
+            error=self.error,
+        )
+        remask_scatter(
+            self.state,
+            statistics.token.view_as(self.state.tokens),
+            statistics.probability.view_as(self.state.tokens),
+            mask_id=MASK,
+            eos_id=EOS,
+            threshold=0.2,
+            error=self.error,
+        )
+        return bidirectional, lse, causal, *statistics
+
+
+def assert_same_run(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    for n, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
+        assert_same_bits(ours, theirs, f"tensor {n}")
+
+
+# --- opcheck
+
+OPS = torch.ops.dlm_kernels
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("full", [True, False], ids=["lse-and-error-word", "plain"])
+def test_opcheck_block_attention(fresh: bool, full: bool, backend: str, op_device: str) -> None:
+    s = Step(op_device)
+    k, v = (s.k, s.v) if fresh else (None, None)
+    error = s.error if full else None
+    torch.library.opcheck(
+        OPS.block_attention.default,
+        (s.q, s.k_cache, s.v_cache, s.lengths, k, v, 0.25, "invariant", 36, full, error),
+    )
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["all-options", "plain"])
+def test_opcheck_confidence(full: bool, backend: str, op_device: str) -> None:
+    s = Step(op_device)
+    tokens = s.state.tokens.view(-1) if full else None
+    banned, error = (s.banned, s.error) if full else (None, None)
+    torch.library.opcheck(
+        OPS.confidence.default, (s.logits, tokens, MASK, banned, full, full, error)
+    )
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["error-word", "plain"])
+def test_opcheck_remask_scatter(full: bool, backend: str, op_device: str) -> None:
+    s = Step(op_device)
+    candidate = torch.ones_like(s.state.tokens)
+    sure = torch.rand(candidate.shape, device=op_device)
+    torch.library.opcheck(
+        OPS.remask_scatter.default,
+        (*s.state, candidate, sure, MASK, EOS, 0.5, 1, 0, s.error if full else None),
+    )
+
+
+# --- torch.compile
+
+
+@pytest.fixture
+def compiler() -> Iterator[Callable]:
+    torch._dynamo.reset()
+    yield lambda run, **options: torch.compile(run, fullgraph=True, backend="aot_eager", **options)
+    torch._dynamo.reset()
+
+
+def test_compiled_step_equals_eager(backend: str, op_device: str, compiler: Callable) -> None:
+    eager, compiled = Step(op_device), Step(op_device)
+    run = compiler(compiled.run)
+    for seed in range(3):
+        eager.fill(seed)
+        compiled.fill(seed)
+        # An invalid length and NaN logits: the error word is written through the graph too.
+        for s in (eager, compiled):
+            s.lengths[0] = 1000 if seed == 1 else 3
+            s.logits[1, 1] = float("nan") if seed == 2 else 0.0
+        assert_same_run(run(), eager.run())
+        assert_same_run(compiled.state, eager.state)
+        assert_same_bits(compiled.error, eager.error, "error")
+        assert bool(eager.error) == (seed > 0)
+
+
+def test_compiled_with_dynamic_shapes(backend: str, op_device: str, compiler: Callable) -> None:
+    @compiler
+    def attend(q, k_cache, v_cache, lengths, k, v):
+        return block_attention(q, k_cache, v_cache, lengths, k, v, return_lse=True)
+
+    statistics = compiler(lambda x: confidence(x, entropy=True), dynamic=True)
+    for batch in (2, 3, 5):
+        s = Step(op_device, batch=batch)
+        inputs = (s.q, s.k_cache, s.v_cache, s.lengths, s.k, s.v)
+        assert_same_run(attend(*inputs), block_attention(*inputs, return_lse=True))
+        logits = s.logits[:, : VOCAB - batch].contiguous()
+        assert_same_run(statistics(logits)[:4], confidence(logits, entropy=True)[:4])
+
+
+# --- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_cuda_graph_replay_equals_eager(dtype: torch.dtype) -> None:
+    eager, captured = Step("cuda", dtype), Step("cuda", dtype)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        captured.run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = captured.run()
+    for seed in range(4):
+        eager.fill(seed)
+        captured.fill(seed)
+        if seed == 3:
+            eager.lengths[0] = captured.lengths[0] = 1000
+        # Two replays are two steps on one state.
+        for _ in range(2):
+            expected = eager.run()
+            graph.replay()
+            assert_same_run(outputs, expected)
+            assert_same_run(captured.state, eager.state)
+            assert_same_bits(captured.error, eager.error, "error")
+
+
+@pytest.mark.gpu
+def test_a_step_does_not_wait_for_the_device() -> None:
+    s = Step("cuda")
+    s.run()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            s.run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    raise_on_error(s.error)

@@ -1,0 +1,89 @@
+"""Launch tables: an entry for everything, and the right one for any device."""
+
+import pytest
+import torch
+
+from dlm_kernels import launch
+
+ARCHES = ["sm_80", "sm_90", "sm_100", "sm_120"]
+TABLES = {
+    "block_attention": launch.BLOCK_ATTENTION,
+    "confidence": launch.CONFIDENCE,
+    "remask_scatter": launch.REMASK_SCATTER,
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_has_every_architecture(name: str) -> None:
+    assert list(TABLES[name]) == ARCHES == list(launch.SHARED_MEMORY)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_every_shape_has_an_entry(arch: str) -> None:
+    for itemsize in (2, 4):
+        for head_dim in (16, 32, 64, 128, 256):
+            entry = launch.smallest_serving(launch.BLOCK_ATTENTION[arch][itemsize], head_dim)
+            for size in (entry.block_m, entry.block_n):
+                # Tiles are powers of two, and tl.dot needs 16 of everything.
+                assert size >= 16 and size & (size - 1) == 0
+            # A tile may not lie across two splits: a key's tile would depend on the split.
+            assert entry.split_keys % entry.block_n == 0
+            # q, and keys and values of each stage.
+            tiles = entry.block_m + 2 * entry.num_stages * entry.block_n
+            assert tiles * head_dim * itemsize <= launch.SHARED_MEMORY[arch]
+    for block in range(1, 257):
+        entry = launch.smallest_serving(launch.REMASK_SCATTER[arch], block)
+        assert entry.compare & (entry.compare - 1) == 0
+    assert launch.CONFIDENCE[arch].chunk % (32 * launch.CONFIDENCE[arch].num_warps) == 0
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_every_entry_names_legal_warps_and_is_untuned_until_measured(arch: str) -> None:
+    attention = [e for entries in launch.BLOCK_ATTENTION[arch].values() for e in entries.values()]
+    remask = list(launch.REMASK_SCATTER[arch].values())
+    for entry in (*attention, *remask, launch.CONFIDENCE[arch]):
+        assert entry.num_warps in (1, 2, 4, 8, 16)
+        assert isinstance(entry.tuned, bool)
+
+
+def test_smallest_serving_takes_the_smallest_that_is_large_enough() -> None:
+    entries = {64: "small", 256: "large", 128: "middle"}
+    sizes = {1: "small", 64: "small", 65: "middle", 128: "middle", 129: "large", 256: "large"}
+    for size, entry in sizes.items():
+        assert launch.smallest_serving(entries, size) == entry
+
+
+@pytest.mark.parametrize(
+    ("capability", "arch"),
+    [
+        pytest.param((8, 0), "sm_80", id="A100"),
+        pytest.param((8, 6), "sm_80", id="A10"),
+        pytest.param((8, 9), "sm_80", id="L40S"),
+        pytest.param((9, 0), "sm_90", id="H200"),
+        pytest.param((10, 0), "sm_100", id="B200"),
+        pytest.param((10, 3), "sm_100", id="B300"),
+        pytest.param((11, 0), "sm_100", id="between-two"),
+        pytest.param((12, 0), "sm_120", id="RTX-5090"),
+        pytest.param((12, 1), "sm_120", id="GB10"),
+        pytest.param((17, 5), "sm_120", id="not-yet-built"),
+    ],
+)
+def test_a_device_runs_its_own_entries_or_the_newest_older_ones(
+    capability: tuple[int, int], arch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert launch.arch_of(torch.device("cuda", 0)) == arch
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (7, 0), (6, 1)])
+def test_a_device_too_old_is_an_error(
+    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    name = f"sm_{capability[0]}{capability[1]}"
+    with pytest.raises(ValueError, match=f"cuda:0 is {name}; .*sm_80"):
+        launch.arch_of(torch.device("cuda", 0))
+
+
+def test_the_interpreter_runs_the_sm_90_entries() -> None:
+    assert launch.arch_of(torch.device("cpu")) == "sm_90"
