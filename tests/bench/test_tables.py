@@ -12,6 +12,8 @@ from dlm_bench import tables
 from dlm_bench.tables import BEGIN, END, NO_RECORDS, markdown, print_tables, rewrite_readme
 from dlm_roofline.records import Record, save
 
+ROOT = Path(__file__).parents[2]
+
 
 def _attention(record: Record) -> tables.Table:
     return next(t for t in tables.tables(record) if t.title.startswith("block_attention"))
@@ -112,3 +114,11 @@ def test_a_bad_record_stops_the_command_and_leaves_the_readme(
     assert tables.main([str(readme)]) == 1
     assert "bad.json: schema is None" in capsys.readouterr().err
     assert "stale" in readme.read_text()
+
+
+def test_the_projects_readme_shows_what_its_records_hold(tmp_path: Path) -> None:
+    committed = ROOT / "README.md"
+    rewritten = tmp_path / "README.md"
+    rewritten.write_text(committed.read_text(encoding="utf-8"), encoding="utf-8")
+    rewrite_readme(rewritten, ROOT / "bench" / "results")
+    assert rewritten.read_text(encoding="utf-8") == committed.read_text(encoding="utf-8")
