@@ -45,6 +45,10 @@ class KVCache:
         return self.keys[0].shape[0]
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.keys[0].dtype
+
+    @property
     def capacity(self) -> int:
         """Tokens that fit, per request."""
         return self.keys[0].shape[1]
@@ -58,7 +62,11 @@ class KVCache:
             )
 
     def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store keys and values [batch, M, kv_heads, head_dim] at int64 `positions` [batch, M]."""
+        """Store keys and values [batch, M, kv_heads, head_dim] at int64 `positions` [batch, M].
+
+        Positions beyond the cache, which `block_attention` reports, land in its last slot.
+        """
+        positions = positions.clamp(0, self.capacity - 1)
         self.keys[layer][self._request, positions] = keys
         self.values[layer][self._request, positions] = values
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from dlm_kernels.validate import FLOAT_DTYPES
+from dlm_kernels.validate import FLOAT_DTYPES, check_int
 
 from . import draft_lora
 from .config import PRESETS, ModelConfig
@@ -32,7 +32,7 @@ def load_model(
             is missing, extra, misshapen, of another dtype than the config's torch_dtype, or not
             finite in `dtype`. The message names the file, the key or the tensor.
     """
-    folder = Path(folder)
+    folder, device = Path(folder), _known_device(device)
     config = ModelConfig.from_json(folder / "config.json")
     dtype = _weight_dtype(dtype, config)
     expected = dict(Model(config, device="meta", dtype=torch.float32).named_parameters())
@@ -69,12 +69,15 @@ def random_model(
         seed: the same seed gives the same weights on the same kind of device.
     """
     config = name_or_config
-    if isinstance(name_or_config, str):
+    if not isinstance(config, ModelConfig):
         if name_or_config not in PRESETS:
             raise ValueError(
-                f"name_or_config is {name_or_config!r}; it must be one of {', '.join(PRESETS)}"
+                f"name_or_config is {name_or_config!r}; it must be a ModelConfig or one of"
+                f" {', '.join(PRESETS)}"
             )
         config = PRESETS[name_or_config]
+    check_int("seed", seed, 0, 2**63 - 1)
+    device = _known_device(device)
     model = Model(config, device=device, dtype=_weight_dtype(dtype, config))
     generator = torch.Generator(device).manual_seed(seed)
     for module in model.modules():
@@ -86,6 +89,13 @@ def random_model(
         elif isinstance(module, RMSNorm):
             module.weight.fill_(1)
     return model
+
+
+def _known_device(device: Device) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device is {device!r}; torch knows no such device") from None
 
 
 def _weight_dtype(dtype: torch.dtype | None, config: ModelConfig) -> torch.dtype:

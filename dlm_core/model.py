@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from dlm_kernels import block_attention
+from dlm_kernels.backend import contents_checked
+from dlm_kernels.error_word import ID_OUT_OF_RANGE, set_where
+from dlm_kernels.validate import ID_DTYPES, check_int, check_tensor
 
 from .cache import KVCache
 from .config import ModelConfig, RopeConfig
@@ -260,7 +263,8 @@ class Model(nn.Module):
             causal: see the module's docstring.
             numerics: of `dlm_kernels.block_attention`.
             lora: run the projections that hold the draft LoRA; needs `has_draft_lora`.
-            error: device error word to set, int32 [1].
+            error: device error word to set, int32 [1]. An id outside the vocabulary is clamped and
+                sets it; under DLM_CHECK=1 it is a ValueError.
 
         Returns:
             [batch, M, hidden_size] in the model's dtype; `logits` turns them into logits.
@@ -269,20 +273,31 @@ class Model(nn.Module):
             ValueError: a shape does not fit, a causal block does not fit into the cache, or there
                 is no draft LoRA.
         """
-        if tokens.dim() != 2 or tokens.shape[0] != cache.batch:
-            raise ValueError(
-                f"tokens has shape {list(tokens.shape)}; it must be [{cache.batch}, M], a block"
-                " for each request of the cache"
-            )
+        check_tensor(
+            "tokens", tokens, shape=(cache.batch, "M"), dtypes=ID_DTYPES, device=self.device
+        )
         block = tokens.shape[1]
+        check_int("M, the length of tokens,", block, 1, 256)
+        if cache.dtype != self.dtype:
+            raise TypeError(f"cache holds {cache.dtype}; it must hold {self.dtype}, as the model")
         if causal:
             cache.check_room(block)
         if lora and not self.has_draft_lora:
             raise ValueError("lora is True; the model's checkpoint held no draft LoRA")
+        ids = self._in_vocabulary(tokens, error)
         positions = cache.lengths[:, None].long() + torch.arange(block, device=tokens.device)
         rotations = self.rotary(positions)
         inputs = LayerInputs(cache, positions, *rotations, causal, numerics, error, lora)
-        return self.encoder(tokens, inputs)
+        return self.encoder(ids, inputs)
+
+    def _in_vocabulary(self, tokens: Tensor, error: Tensor | None) -> Tensor:
+        vocab = self.config.vocab_size
+        ids = tokens.clamp(0, vocab - 1)
+        if contents_checked() and not torch.equal(ids, tokens):
+            outside = int(tokens[ids != tokens][0])
+            raise ValueError(f"tokens holds {outside}; ids must be in [0, {vocab})")
+        set_where(error, ids != tokens, ID_OUT_OF_RANGE)
+        return ids
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., vocab_size] of hidden states [..., hidden_size], in the model's dtype."""

@@ -26,7 +26,7 @@ def denoise_step(
     steps: int | None,
     error: Tensor,
 ) -> None:
-    """Advance every request's block by one step, in place; nothing waits for the device.
+    """Advance every request's block by one step, in place; on CUDA nothing waits for the device.
 
     Args:
         model, cache: the context of each request; it is not changed.

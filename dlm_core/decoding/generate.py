@@ -71,6 +71,8 @@ def generate(
         if value is not None and name not in MODES[mode]:
             modes = " or ".join(repr(m) for m, names in MODES.items() if name in names)
             raise ValueError(f"{name} is {value!r}; it needs mode={modes}")
+    if on_step is not None and not callable(on_step):
+        raise TypeError(f"on_step is {on_step!r}; it must be callable")
     if mode == "autoregressive":
         _check_context(len(prompt), max_new_tokens, max_new_tokens, config)
         return decode_autoregressive(model, prompt, max_new_tokens)

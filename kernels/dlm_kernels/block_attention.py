@@ -31,7 +31,14 @@ from torch import Tensor
 from . import error_word, launch, reference, torch_backend
 from .backend import backend_for, contents_checked
 from .cost import Cost
-from .validate import FLOAT_DTYPES, check_int, check_number, check_tensor, check_unit_stride
+from .validate import (
+    FLOAT_DTYPES,
+    check_bool,
+    check_int,
+    check_number,
+    check_tensor,
+    check_unit_stride,
+)
 
 MAX_BLOCK = 256
 NUMERICS = ("invariant", "fast")
@@ -170,7 +177,7 @@ def split_kernel(
     HAS_ERROR: tl.constexpr,
 ):
     b = (tl.program_id(0) // kv_heads).to(tl.int64)
-    kv_head = tl.program_id(0) % kv_heads
+    kv_head = (tl.program_id(0) % kv_heads).to(tl.int64)
     split = tl.program_id(1)
     tile = tl.program_id(2)
 
@@ -457,9 +464,9 @@ def block_attention(
             sees the context and the whole block. Absent: the block's keys lie in the cache behind
             the context and query i sees those up to its own.
         scale: of the scores, positive; default head_dim ** -0.5.
-        numerics: "invariant" (a row's bits depend on nothing but the row) or "fast".
+        numerics: "invariant" (a row's bits depend on its own query and keys alone) or "fast".
         max_context: a bound on context_lens known to the host; default what the cache can hold. A
-            tight bound launches fewer programs.
+            tight bound launches fewer programs. A CUDA graph keeps the bound it was captured with.
         return_lse: also return the natural log-sum-exp of each query's scaled scores.
         error: error word to set where a context length is out of range, int32 [1]; such a length
             is clamped.
@@ -507,6 +514,7 @@ def block_attention(
         raise ValueError(f"scale is {scale}; it must be positive and finite")
     if numerics not in NUMERICS:
         raise ValueError(f"numerics is {numerics!r}; it must be one of {', '.join(NUMERICS)}")
+    check_bool("return_lse", return_lse)
     context_limit = capacity if fresh else capacity - block
     if context_limit < 0:
         raise ValueError(f"k_cache holds {capacity} keys; a causal block of {block} lies in it")

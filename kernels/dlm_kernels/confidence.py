@@ -26,7 +26,14 @@ from torch import Tensor
 from . import error_word, launch, reference, torch_backend
 from .backend import backend_for, contents_checked
 from .cost import Cost
-from .validate import FLOAT_DTYPES, ID_DTYPES, check_int, check_tensor, check_unit_stride
+from .validate import (
+    FLOAT_DTYPES,
+    ID_DTYPES,
+    check_bool,
+    check_int,
+    check_tensor,
+    check_unit_stride,
+)
 
 MAX_BANNED = 16
 
@@ -51,8 +58,8 @@ class Confidence(NamedTuple):
 def confidence_cost(
     rows: int, vocab: int, *, itemsize: int, entropy: bool = False, margin: bool = False
 ) -> Cost:
-    """Logits read once; 4 or 5 bytes of statistics a row. Per logit: compare, subtract, scale,
-    exponentiate, add; two more for the entropy's weighted sum, one for the runner-up."""
+    """Logits read once, 3 to 5 statistics of 4 bytes written a row. Per logit: compare, subtract,
+    scale, add; two more for the entropy's weighted sum, one for the runner-up."""
     statistics = 3 + entropy + margin
     return Cost(
         flops=float(rows) * vocab * (4 + 2 * entropy + margin),
@@ -507,6 +514,8 @@ def confidence(
         check_unit_stride("banned", banned)
         if banned.numel() > MAX_BANNED:
             raise ValueError(f"banned holds {banned.numel()} ids; at most {MAX_BANNED} are allowed")
+    check_bool("entropy", entropy)
+    check_bool("margin", margin)
     error_word.check_error_word(error, logits.device)
     token, probability, logsumexp, row_entropy, row_margin = _confidence_op(
         logits, tokens, -1 if mask_id is None else mask_id, banned, entropy, margin, error

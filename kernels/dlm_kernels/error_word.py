@@ -17,7 +17,7 @@ NO_CANDIDATE = 8
 _MEANING = {
     NAN_LOGITS: "a row of logits holds NaN",
     LENGTH_OUT_OF_RANGE: "a context length is negative or beyond the cache",
-    ID_OUT_OF_RANGE: "a banned id is outside the vocabulary",
+    ID_OUT_OF_RANGE: "a token id or a banned id is outside the vocabulary",
     NO_CANDIDATE: "a block has masks left but no position with a usable candidate",
 }
 
@@ -32,7 +32,9 @@ def new_error_word(device: torch.device | str) -> Tensor:
 
 
 def raise_on_error(word: Tensor | int) -> None:
-    """Raise DeviceError naming every set bit; a tensor is read back, which waits for the device."""
+    """Raise DeviceError naming every set bit of an int, or of a word [1], which is read back."""
+    if isinstance(word, Tensor):
+        check_error_word(word, word.device)
     bits = int(word)
     if bits:
         faults = [text for bit, text in _MEANING.items() if bits & bit]

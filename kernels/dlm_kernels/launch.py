@@ -1,7 +1,8 @@
 """Launch configurations: plain tables, architecture x shape class -> tile sizes, warps, stages.
 
-A configuration is a function of architecture, dtype and layer shape only, never of batch, block
-length or context, so that neither the compiled code nor a row's bits depend on who else is served.
+A configuration never depends on batch or context. That of attention and confidence is a function of
+architecture, dtype and layer shape only, so that a row's bits do not depend on who else is served;
+`fast` attention alone narrows its tiles to short blocks.
 Every entry is untuned until a measurement on that architecture has chosen it.
 """
 

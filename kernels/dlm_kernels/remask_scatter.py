@@ -295,6 +295,8 @@ def remask_scatter(
             raise ValueError(f"{name} has strides {tensor.stride()}; it must be contiguous")
     check_int("mask_id", mask_id, 0, 2**31 - 1)
     check_int("eos_id", eos_id, 0, 2**31 - 1)
+    if mask_id == eos_id:
+        raise ValueError(f"eos_id is {eos_id}, the mask id; the two must differ")
     check_int("top_k", top_k, 1, MAX_BLOCK)
     if threshold is not None:
         check_number("threshold", threshold)

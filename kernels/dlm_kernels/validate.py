@@ -51,6 +51,12 @@ def check_int(name: str, value: int, low: int, high: int) -> None:
         raise ValueError(f"{name} is {value}; it must be in [{low}, {high}]")
 
 
+def check_bool(name: str, value: bool) -> None:
+    """Raise unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; it must be a bool")
+
+
 def check_number(name: str, value: float) -> None:
     """Raise unless `value` is a real number of the host, not a tensor."""
     if not isinstance(value, Real) or isinstance(value, bool):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -197,8 +198,17 @@ def test_weights_are_never_held_twice(checkpoint: Path) -> None:
 
 
 def test_bad_arguments_are_named(checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match="name_or_config is '7b'; it must be one of 3b, 8b"):
+    with pytest.raises(
+        ValueError, match="name_or_config is '7b'; it must be a ModelConfig or one of 3b, 8b"
+    ):
         random_model("7b")
+    with pytest.raises(ValueError, match="name_or_config is 3; it must be a ModelConfig"):
+        random_model(3)
+    with pytest.raises(TypeError, match="seed is 'x'; it must be an int"):
+        random_model("tiny", seed="x")
+    for make in (partial(random_model, "tiny"), partial(load_model, checkpoint)):
+        with pytest.raises(ValueError, match="device is 'abacus'; torch knows no such device"):
+            make(device="abacus")
     with pytest.raises(TypeError, match="dtype is torch.float64"):
         random_model("tiny", dtype=torch.float64)
     with pytest.raises(TypeError, match="dtype is torch.int8"):

@@ -54,6 +54,7 @@ diffuse = functools.partial(generate, mode="diffusion")
         ({"mode": "autoregressive", "steps": 4}, "steps is 4; it needs mode='diffusion'"),
         ({"mode": "autoregressive", "threshold": 0.0}, "threshold is 0.0; it needs"),
         ({"mode": "autoregressive", "block_length": 8}, "block_length is 8; it needs"),
+        ({"on_step": 3}, "on_step is 3; it must be callable"),
         ({"lora": False}, "lora is False; it needs mode='linear_spec'"),
         ({"mode": "linear_spec", "steps": 4}, "steps is 4; it needs mode='diffusion'"),
         ({"mode": "linear_spec", "max_new_tokens": 760}, "takes 769 positions"),

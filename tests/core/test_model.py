@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dlm_core import PRESETS, KVCache, Model, ModelConfig, random_model
+from dlm_core import PRESETS, KVCache, Model, ModelConfig, load_model, random_model
 from dlm_core.model import RMSNorm, Rotary, yarn_frequencies
+from dlm_kernels import DeviceError, new_error_word, raise_on_error
 
 NAMES_TO_TRANSFORMERS = (("encoder.", "model."), ("diffusion_head.", "lm_head."))
 
@@ -221,3 +222,47 @@ def test_bad_cache_size_is_named(name: str, value: float, tiny: Model) -> None:
 def test_tokens_of_another_batch_are_an_error(shape: tuple[int, ...], tiny: Model) -> None:
     with pytest.raises(ValueError, match=r"tokens has shape .* it must be \[2, M\]"):
         tiny(tokens_of(shape, tiny), cache_for(tiny, batch=2), causal=False)
+
+
+def test_ill_typed_arguments_are_named(tiny: Model) -> None:
+    cache = cache_for(tiny)
+    with pytest.raises(TypeError, match="tokens is a list"):
+        tiny([[5]], cache, causal=False)
+    with pytest.raises(TypeError, match="tokens is torch.float32"):
+        tiny(torch.ones(1, 4, device=tiny.device), cache, causal=False)
+    with pytest.raises(ValueError, match="M, the length of tokens, is 257"):
+        tiny(tokens_of((1, 257), tiny), cache, causal=False)
+    other = KVCache(tiny.config, 1, 64, device=tiny.device, dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match="cache holds torch.bfloat16; it must hold torch.float32"):
+        tiny(tokens_of((1, 4), tiny), other, causal=True)
+
+
+@pytest.mark.parametrize("outside", [-1, 67, 2**31 - 1])
+def test_id_outside_the_vocabulary_is_clamped_and_reported(
+    outside: int, golden: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(golden / "tiny-a", device=device)
+    cache, error = cache_for(model), new_error_word(device)
+    tokens = torch.tensor([[5, outside, 6]], device=device)
+    clamped = tokens.clamp(0, 66)
+    hidden = model(tokens, cache, causal=False, error=error)
+    assert torch.equal(hidden, model(clamped, cache, causal=False))
+    with pytest.raises(DeviceError, match="id is outside the vocabulary"):
+        raise_on_error(error)
+    monkeypatch.setenv("DLM_CHECK", "1")
+    with pytest.raises(ValueError, match=rf"tokens holds {outside}; ids must be in \[0, 67\)"):
+        model(tokens, cache, causal=False)
+
+
+@pytest.mark.parametrize("length", [-3, 200, 2**31 - 1])
+def test_length_beyond_the_cache_is_reported_and_writes_no_other_request(
+    length: int, tiny: Model
+) -> None:
+    cache, error = cache_for(tiny, batch=2), new_error_word(tiny.device)
+    cache.lengths[1] = length
+    before = [tensor.zero_()[0, 4:].clone() for tensor in (*cache.keys, *cache.values)]
+    tiny(tokens_of((2, 4), tiny), cache, causal=True, error=error)
+    with pytest.raises(DeviceError, match="a context length is negative or beyond the cache"):
+        raise_on_error(error)
+    after = [tensor[0, 4:] for tensor in (*cache.keys, *cache.values)]
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))

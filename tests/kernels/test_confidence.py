@@ -8,14 +8,14 @@ from torch import Tensor
 from dlm_kernels import Confidence, confidence, reference
 
 MASK = 3
-# A tile holds 2048 float32 or 4096 half logits, a chunk 16384.
+# A tile holds 1024 float32 or 2048 half logits, a chunk 16384.
 VOCABULARIES = [
     pytest.param(7, 1, id="one-id"),
     pytest.param(7, 2, id="two-ids"),
     pytest.param(7, 67, id="prime"),
     pytest.param(3, 1023, id="odd-one-short-of-a-power-of-two"),
-    pytest.param(3, 1024, id="half-a-tile"),
-    pytest.param(3, 1025, id="one-past-half-a-tile"),
+    pytest.param(3, 1024, id="one-float32-tile"),
+    pytest.param(3, 1025, id="one-past-a-float32-tile"),
     pytest.param(2, 4096, id="whole-tiles"),
     pytest.param(2, 4097, id="whole-tiles-and-one"),
     pytest.param(2, 16384, id="one-chunk"),

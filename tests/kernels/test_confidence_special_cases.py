@@ -212,8 +212,8 @@ def test_a_row_all_lowest_float32_is_uniform(triton_device: str) -> None:
         pytest.param((4, 5), id="in-one-vector"),
         pytest.param((3, 8), id="in-two-lanes"),
         pytest.param((7, 900), id="in-distant-lanes"),
-        pytest.param((10, 1034), id="in-one-float32-lane-of-a-tile"),
-        pytest.param((20, 2068), id="in-one-half-lane-of-a-tile"),
+        pytest.param((10, 522), id="in-one-float32-lane-of-a-tile"),
+        pytest.param((20, 1044), id="in-one-half-lane-of-a-tile"),
         pytest.param((5, 4101), id="in-one-lane-of-two-tiles"),
         pytest.param((4090, 4097), id="a-high-lane-before-a-low-lane"),
         pytest.param((4097, 8000), id="both-past-the-first-tile"),
@@ -267,6 +267,18 @@ def test_margin_finds_the_runner_up_wherever_it_is(
 # --- bans
 
 
+@pytest.mark.parametrize("best", [0, 16383, 16384, LAST])
+def test_ban_at_the_end_of_a_chunk_is_seen(
+    best: int, dtype: torch.dtype, triton_device: str
+) -> None:
+    logits = torch.zeros(1, VOCAB, dtype=dtype, device=triton_device)
+    logits[0, [77, best]] = torch.tensor([5.0, 9.0], dtype=dtype, device=triton_device)
+    banned = torch.tensor([best], dtype=torch.int32, device=triton_device)
+    with forced_backend("triton"):
+        assert confidence(logits).token.item() == best
+        assert confidence(logits, banned=banned).token.item() == 77
+
+
 @pytest.mark.parametrize(
     "bans",
     [
@@ -300,6 +312,20 @@ def test_banned_ids_are_not_chosen_but_stay_in_the_sums(
         assert_close_to_reference(ours, torchs, truth, floor=1e-5, what=name)
     torch.testing.assert_close(result.logsumexp, free.logsumexp)
     torch.testing.assert_close(result.entropy, free.entropy)
+
+
+@pytest.mark.parametrize("end", [0, 16383, 16384, LAST])
+def test_a_ban_at_either_end_of_a_chunk(end: int, triton_device: str) -> None:
+    runner_up = 7000 if end < 16384 else 16700
+    logits = torch.zeros(1, VOCAB, device=triton_device)
+    logits[0, end], logits[0, runner_up] = 9.0, 5.0
+    banned = torch.tensor([end], dtype=torch.int32, device=triton_device)
+    with forced_backend("triton"):
+        result = confidence(logits, banned=banned, margin=True)
+        assert confidence(logits).token.item() == end
+    assert result.token.item() == runner_up
+    expected = (math.exp(5.0) - 1.0) / (math.exp(9.0) + math.exp(5.0) + VOCAB - 2)
+    assert result.margin.item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("outside", [-1, 10, 2**31 - 1, -(2**31)])

@@ -35,6 +35,11 @@ def test_all_set_bits_are_named(device: str) -> None:
     assert all(words in str(raised.value) for words in BITS.values())
 
 
+def test_a_word_of_another_shape_is_named() -> None:
+    with pytest.raises(ValueError, match=r"error has shape \[2\]"):
+        raise_on_error(torch.zeros(2, dtype=torch.int32))
+
+
 def test_an_unknown_bit_is_still_an_error() -> None:
     with pytest.raises(DeviceError, match="0x400"):
         raise_on_error(0x400)

@@ -1,9 +1,13 @@
 """Launch tables: an entry for everything, and the right one for any device."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from dlm_kernels import launch
+
+ROOT = Path(__file__).parents[2]
 
 ARCHES = ["sm_80", "sm_90", "sm_100", "sm_120"]
 TABLES = {
@@ -39,11 +43,12 @@ def test_every_shape_has_an_entry(arch: str) -> None:
 
 @pytest.mark.parametrize("arch", ARCHES)
 def test_every_entry_names_legal_warps_and_is_untuned_until_measured(arch: str) -> None:
+    measured = any((ROOT / "bench" / "results").glob("*.json"))
     attention = [e for entries in launch.BLOCK_ATTENTION[arch].values() for e in entries.values()]
     remask = list(launch.REMASK_SCATTER[arch].values())
     for entry in (*attention, *remask, launch.CONFIDENCE[arch]):
         assert entry.num_warps in (1, 2, 4, 8, 16)
-        assert isinstance(entry.tuned, bool)
+        assert measured or not entry.tuned
 
 
 def test_smallest_serving_takes_the_smallest_that_is_large_enough() -> None:
