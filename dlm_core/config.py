@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dlm_kernels.validate import HEAD_DIMS, MAX_BLOCK
+
 # Keys with one supported value; a file may leave them out, but for `model_type`.
 _ONLY_VALUE = {
     "model_type": "nemotron_labs_diffusion",
@@ -122,7 +124,7 @@ class ModelConfig:
                 f"num_attention_heads is {self.num_attention_heads}; it must be a multiple of"
                 f" num_key_value_heads={self.num_key_value_heads}"
             )
-        if self.head_dim not in (16, 32, 64, 128, 256):
+        if self.head_dim not in HEAD_DIMS:
             raise ValueError(f"head_dim is {self.head_dim!r}; it must be a power of two, 16 to 256")
         _check_number("rms_norm_eps", self.rms_norm_eps, above=0)
         for key in ("mask_token_id", "eos_token_id", "bos_token_id"):
@@ -132,7 +134,7 @@ class ModelConfig:
                 f"mask_token_id is {self.mask_token_id}; it must differ from eos_token_id and"
                 " bos_token_id"
             )
-        _check_count("block_size", self.block_size, low=2, high=256)
+        _check_count("block_size", self.block_size, low=2, high=MAX_BLOCK)
         if not isinstance(self.rope, RopeConfig):
             raise TypeError(f"rope is {self.rope!r}; it must be a RopeConfig")
         if self.torch_dtype not in STORED_DTYPES:

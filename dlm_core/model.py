@@ -24,7 +24,7 @@ from torch.nn.utils import skip_init
 from dlm_kernels import block_attention
 from dlm_kernels.backend import contents_checked
 from dlm_kernels.error_word import ID_OUT_OF_RANGE, set_where
-from dlm_kernels.validate import ID_DTYPES, check_int, check_tensor
+from dlm_kernels.validate import ID_DTYPES, MAX_BLOCK, check_int, check_tensor
 
 from .cache import KVCache
 from .config import ModelConfig, RopeConfig
@@ -277,7 +277,7 @@ class Model(nn.Module):
             "tokens", tokens, shape=(cache.batch, "M"), dtypes=ID_DTYPES, device=self.device
         )
         block = tokens.shape[1]
-        check_int("M, the length of tokens,", block, 1, 256)
+        check_int("M, the length of tokens,", block, 1, MAX_BLOCK)
         if cache.dtype != self.dtype:
             raise TypeError(f"cache holds {cache.dtype}; it must hold {self.dtype}, as the model")
         if causal:

@@ -3,12 +3,15 @@
 import os
 import platform
 import re
+import shutil
 import subprocess
+import sysconfig
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
+from dlm_roofline.ceilings import partial_sums
 from dlm_roofline.records import Device
 
 _NVIDIA_SMI_FIELDS = {
@@ -22,7 +25,7 @@ _NVIDIA_SMI_FIELDS = {
 
 
 def describe_device(device: torch.device) -> Device:
-    """Name and state of the device, as it stands now."""
+    """Name and state of the device before the run."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         details = {
@@ -30,7 +33,7 @@ def describe_device(device: torch.device) -> Device:
             "SMs": str(properties.multi_processor_count),
             "L2": f"{properties.L2_cache_size / 2**20:.0f} MiB",
             "CUDA": torch.version.cuda or "",
-        } | _nvidia_smi(device.index or 0)
+        }
         return Device("cuda", properties.name, details)
     cpuinfo = _text_of(Path("/proc/cpuinfo"))
     name = re.search(r"^model name\s*: (.*)$", cpuinfo, re.MULTILINE)
@@ -68,10 +71,34 @@ def commit() -> tuple[str, bool]:
     return head, bool(_output_of("git", "status", "--porcelain"))
 
 
-def _nvidia_smi(index: int) -> dict[str, str]:
+def clocks(device: torch.device) -> dict[str, str]:
+    """Clocks, driver and power limit of a GPU at this moment, by nvidia-smi; else nothing.
+
+    It numbers devices by itself, whatever CUDA_VISIBLE_DEVICES says, so it is asked by UUID.
+    """
+    if device.type != "cuda":
+        return {}
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
     query = f"--query-gpu={','.join(_NVIDIA_SMI_FIELDS.values())}"
-    line = _output_of("nvidia-smi", f"--id={index}", query, "--format=csv,noheader")
+    which = f"--id={f'GPU-{uuid}' if uuid else device.index}"
+    line = _output_of("nvidia-smi", which, query, "--format=csv,noheader")
     return dict(zip(_NVIDIA_SMI_FIELDS, line.split(", "), strict=True)) if line else {}
+
+
+def check_triton(device: torch.device) -> None:
+    """Run a small kernel; an OSError names what Triton lacks to build or run it."""
+    try:
+        partial_sums(torch.ones(65536, device=device)).sum().item()
+    except Exception as error:  # building fails in as many ways as there are compilers
+        compilers = ("cc", "gcc", "clang")
+        header = Path(sysconfig.get_path("include")) / "Python.h"
+        if not os.environ.get("CC") and not any(map(shutil.which, compilers)):
+            why = f"there is no C compiler: CC is not set, and PATH has none of {compilers}"
+        elif not header.exists():
+            why = f"{header} is missing; Python's development files have it"
+        else:
+            why = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise OSError(f"Triton cannot run a kernel on {device}: {why}") from error
 
 
 def _output_of(*command: str) -> str | None:

@@ -134,13 +134,16 @@ def attention_peers(
     Engines keep the context in a cache and get the block's K/V from the projections, so without a
     kernel that reads both they concatenate in every layer of every step.
     """
-    joined = torch.cat([k_context, k], 1), torch.cat([v_context, v], 1)
+
+    @functools.cache
+    def joined() -> tuple[Tensor, Tensor]:
+        return torch.cat([k_context, k], 1), torch.cat([v_context, v], 1)
 
     def with_and_without(attend: Callable[..., Tensor]) -> tuple[Runner, Runner]:
         def concatenating() -> Tensor:
             return attend(q, torch.cat([k_context, k], 1), torch.cat([v_context, v], 1))
 
-        return concatenating, lambda: attend(q, *joined)
+        return concatenating, lambda: attend(q, *joined())
 
     peers = {}
     for name, backend in SDPA_BACKENDS.items():

@@ -1,13 +1,14 @@
 """`dlm bench`: measure ceilings, ops and whole steps; print tables; leave record and pictures."""
 
 import argparse
+import functools
 import json
 import os
 import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,29 +16,42 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from triton.errors import TritonError
 
-from dlm_core import PRESETS, Model, load_model, random_model
+from dlm_core import PRESETS, Model, ModelConfig, load_model, random_model
 from dlm_kernels.backend import backend_for
-from dlm_roofline.ceilings import RUNS, measure_ceilings
+from dlm_roofline.ceilings import RUNS, free_memory, measure_ceilings
 from dlm_roofline.plots import draw
 from dlm_roofline.records import SCHEMA, Peer, Record, Row, Skipped, Timing, check_writable, save
 from dlm_roofline.step_cost import DECODING_STEP, DENOISING_STEP, step_cost, total
 
 from .cases import TOLERANCE, Case, Workload, difference, op_cases
-from .machine import commit, describe_device, versions
+from .machine import check_triton, clocks, commit, describe_device, versions
 from .peers import Runner
 from .steps import CONTEXT, HOST_MODEL, STEPS, StepBench
 from .tables import print_tables
 from .timing import Stopwatch
 
 # Seconds after which no further row is begun: of ops, so that steps get their share, and of all.
-OPS_UNTIL = {"cpu": 120, "cuda": 260}
-ALL_UNTIL = {"cpu": 210, "cuda": 420}
+OPS_UNTIL = {"cpu": 120, "cuda": 320}
+ALL_UNTIL = {"cpu": 210, "cuda": 460}
 
 # Slowest floor of a case still worth starting: plain torch can take many times the roof's time.
 LONGEST_FLOOR = 0.25
 
+# Share of the free memory that a case or the weights of a model may take.
+MOST_MEMORY = 0.8
+
+# What may stop one case without stopping the bench: torch out of memory, a device error, a kernel
+# that does not compile.
+FAULTS = (RuntimeError, TritonError)
+
+# Models of random weights to time steps of on a GPU: the first there is memory for.
+GPU_MODELS = {f"{name}, random weights": PRESETS[name.lower()] for name in ("8B", "3B", "tiny")}
+
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden" / "tiny-a"
+
+Candidates = list[tuple[str, Callable[[], Model]]]  # names of models, and how to make each
 
 
 class Bench:
@@ -55,13 +69,29 @@ class Bench:
     def ops(self) -> None:
         for case in op_cases(self.device.type, quick=self.quick):
             title = f"{case.name} {_sizes(case.shape)}"
-            if reason := self._reason_to_skip(case):
-                self._skip(title, reason)
-                continue
             self._show(title)
-            self._op(case)
+            try:
+                reason = self._reason_to_skip(case)
+                if reason is None:
+                    self._op(case)
+            except FAULTS as error:
+                reason = _reason(error)
+            if reason:
+                self._skip(title, reason)
 
-    def steps(self, name: str, model: Model) -> None:
+    def steps(self, candidates: Candidates) -> None:
+        """Steps of the first model that can be made."""
+        for name, make in candidates:
+            self._show(f"making {name}")
+            try:
+                model = make()
+            except FAULTS as error:
+                self._skip(f"steps of {name}", _reason(error))
+                continue
+            self._steps_of(name, model)
+            return
+
+    def _steps_of(self, name: str, model: Model) -> None:
         self.record.models[name] = model.config
         room = model.config.max_position_embeddings
         for batch, block in STEPS[self.device.type][: 1 if self.quick else None]:
@@ -73,8 +103,8 @@ class Bench:
                 continue
             try:
                 self._step(name, model, shape)
-            except torch.OutOfMemoryError:
-                self._skip(title, "out of memory")
+            except FAULTS as error:
+                self._skip(title, _reason(error))
 
     def _op(self, case: Case) -> None:
         work = case.build(self.device)
@@ -126,10 +156,10 @@ class Bench:
         self._show(f"{name} {_sizes(shape)}: whole step")
         cost = total(costs)
         timing = clock(bench.step, reset=bench.reset)
-        peers = [Peer("plain torch", clock(bench.peer), None)]
+        peers = [_step_peer("plain torch", lambda: clock(bench.peer))]
         if timing.graph:
-            eager = self.stopwatch.time(bench.step, reset=bench.reset)
-            peers.append(Peer("ours, launched eagerly", eager, None))
+            eager = functools.partial(self.stopwatch.time, bench.step, reset=bench.reset)
+            peers.append(_step_peer("ours, launched eagerly", eager))
         self._add(
             Row("step", DENOISING_STEP, name, shape, dtype, cost.flops, cost.bytes, timing, peers)
         )
@@ -152,8 +182,8 @@ class Bench:
     def _reason_to_skip(self, case: Case) -> str | None:
         if self._elapsed() > OPS_UNTIL[self.device.type]:
             return "out of time"
-        free = _free_memory(self.device)
-        if case.memory > 0.8 * free:
+        free = free_memory(self.device)
+        if case.memory > MOST_MEMORY * free:
             return f"needs about {case.memory / 1e9:.1f} GB, {free / 1e9:.1f} are free"
         roof = self.record.roof(str(case.dtype).removeprefix("torch."))
         if (floor := roof.seconds(case.cost)) > LONGEST_FLOOR:
@@ -180,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
     try:
         return _run(arguments, argv)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, torch.OutOfMemoryError) as error:
         print(f"dlm bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -191,6 +221,8 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, argv: list[str] | None) -> int:
     device = _device(arguments.device)
     check_writable(arguments.out)
+    if device.type == "cuda":
+        check_triton(device)
     models = _models(arguments, device)
     console = Console() if sys.stdout.isatty() else Console(width=150)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -202,8 +234,8 @@ def _run(arguments: argparse.Namespace, argv: list[str] | None) -> int:
         save(record, arguments.out)
         try:
             bench.ops()
-            for name, make in models:
-                bench.steps(name, make())
+            for candidates in models:
+                bench.steps(candidates)
         except KeyboardInterrupt:
             progress.console.print("interrupted: what was measured so far is kept")
         else:
@@ -225,17 +257,22 @@ def _begin(device: torch.device, arguments: argparse.Namespace, argv: list[str] 
     """A record with ceilings and no rows yet."""
     head, dirty = commit()
     given = sys.argv[1:] if argv is None else argv
+    described = describe_device(device)
+    ceilings = measure_ceilings(device, runs=3 if arguments.quick else RUNS)
+    # Last there were matrix products: an idle GPU would state the clocks of an idle GPU.
+    described = replace(described, details=described.details | clocks(device))
     return Record(
         schema=SCHEMA,
         complete=False,
+        scope="quick" if arguments.quick else "folder" if arguments.folder else "standard",
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         commit=head,
         dirty=dirty,
         command=shlex.join(["dlm", "bench", *given]),
         backend=backend_for(torch.empty(0, device=device)),
         versions=versions(),
-        device=describe_device(device),
-        ceilings=measure_ceilings(device, runs=3 if arguments.quick else RUNS),
+        device=described,
+        ceilings=ceilings,
     )
 
 
@@ -261,36 +298,46 @@ def _device(wanted: str | None) -> torch.device:
     return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
 
 
-def _models(
-    arguments: argparse.Namespace, device: torch.device
-) -> list[tuple[str, Callable[[], Model]]]:
-    """Names of the models to time, and how to make each when its turn comes."""
+def _models(arguments: argparse.Namespace, device: torch.device) -> list[Candidates]:
+    """The models to time, each made when its turn comes, and what stands in where it cannot be."""
     on_host = device.type == "cpu"
     dtype = torch.float32 if on_host else torch.bfloat16
-    models: list[tuple[str, Callable[[], Model]]] = []
+    models: list[Candidates] = []
     folder = arguments.folder or (GOLDEN if on_host and GOLDEN.exists() else None)
     if folder:
+        _check_fits(folder, device, dtype)
         loaded = load_model(folder, device=device, dtype=dtype)
-        models.append((folder.resolve().name, lambda: loaded))
+        models.append([(folder.resolve().name, lambda: loaded)])
     if arguments.quick:
-        name, config = "tiny, random weights", PRESETS["tiny"]
-    elif on_host:
-        name, config = "188M, random weights", HOST_MODEL
+        configs = {"tiny, random weights": PRESETS["tiny"]}
     else:
-        name, config = "8B, random weights", PRESETS["8b"]
+        configs = {"188M, random weights": HOST_MODEL} if on_host else GPU_MODELS
     if on_host or not folder:
-        models.append((name, lambda: random_model(config, device=device, dtype=dtype)))
+        make = functools.partial(random_model, device=device, dtype=dtype)
+        models.append([(name, functools.partial(make, each)) for name, each in configs.items()])
     return models
 
 
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # what torch keeps of earlier cases counts as taken
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _check_fits(folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+    """A ValueError if the weights of a checkpoint would not fit into the memory that is free."""
+    model = Model(ModelConfig.from_json(folder / "config.json"), device="meta", dtype=dtype)
+    needed = dtype.itemsize * sum(weight.numel() for weight in model.parameters())
+    free = free_memory(device)
+    if needed > MOST_MEMORY * free:
+        raise ValueError(
+            f"{folder} holds {needed / 1e9:.1f} GB of weights in {dtype}; they must fit into"
+            f" {MOST_MEMORY:.0%} of the {free / 1e9:.1f} GB that are free on {device}"
+        )
 
 
-def _reason(error: Exception, said: list[warnings.WarningMessage]) -> str:
+def _step_peer(name: str, time_it: Callable[[], Timing]) -> Peer:
+    try:
+        return Peer(name, time_it(), None)
+    except FAULTS as error:
+        return Peer(name, None, _reason(error))
+
+
+def _reason(error: Exception, said: Iterable[warnings.WarningMessage] = ()) -> str:
     """An error's first line, and what torch warned of before it, which is where SDPA says why."""
     lines = [str(error).strip().split("\n")[0] or type(error).__name__]
     lines += [str(warning.message).split(" (Triggered")[0].strip() for warning in said]
@@ -318,8 +365,12 @@ def _closing(record: Record, path: Path) -> dict[str, object]:
                 **row.shape,
                 "ms": round(row.timing.median * 1e3, 3),
                 "percent_of_roof": round(100 * record.floor(row) / row.timing.median, 1),
-                "ratio_to_plain_torch": round(row.peers[0].timing.median / row.timing.median, 3),
+                "ratio_to_plain_torch": _ratio(row, row.peers[0]),
             }
             for row in last
         ],
     }
+
+
+def _ratio(row: Row, peer: Peer) -> float | None:
+    return round(peer.timing.median / row.timing.median, 3) if peer.timing else None

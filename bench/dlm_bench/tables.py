@@ -1,6 +1,7 @@
 """Tables from a record alone: for the terminal, and in Markdown for the README."""
 
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,19 +9,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from dlm_roofline.ceilings import Ceiling, datasheet_of
-from dlm_roofline.records import Peer, Record, Row, load
+from dlm_roofline.ceilings import DATASHEETS, Ceiling
+from dlm_roofline.records import RESULTS, Peer, Record, Row, load
 from dlm_roofline.step_cost import DENOISING_STEP
 from dlm_roofline.text import percent, three_digits
 
-RESULTS = Path("bench/results")
 BEGIN, END = "<!-- bench tables: begin -->", "<!-- bench tables: end -->"
 NO_RECORDS = "No GPU run has been recorded yet, so there are no figures to show."
 
 READING = (
     "ms: median of cold-cache runs. GB/s and FLOP/s: compulsory bytes and FLOPs over that time."
     " % of roof: the least time the measured ceilings allow (a prediction) over the measured one."
-    " Ratio to a peer: its time over ours; above 1 ours is faster."
+    " A peer's time is given over ours; above 1 ours is faster."
 )
 
 
@@ -33,12 +33,18 @@ class Table:
 
 
 def tables(record: Record) -> list[Table]:
-    """Ceilings, a table for each op, one for each model's steps, and what was skipped."""
+    """Ceilings, two tables for each op and each model's steps, and what was skipped.
+
+    The second of the two holds the peers' times over ours.
+    """
     found = [_ceilings(record)]
     ops = [row for row in record.rows if row.kind == "op"]
-    found += [_ops(record, name, group) for name, group in _grouped(ops, "name")]
+    for name, group in _grouped(ops, "name"):
+        group = sorted(group, key=lambda row: list(row.shape.values()))
+        found += [_ops(record, name, group), *_peers(name, group)]
     steps = [row for row in record.rows if row.kind != "op"]
-    found += [_steps(record, name, group) for name, group in _grouped(steps, "model")]
+    for name, group in _grouped(steps, "model"):
+        found += [_steps(record, name, group), *_peers(f"denoising step of {name}", group)]
     if record.skipped:
         left_out = [[each.what, each.why] for each in record.skipped]
         found.append(Table("Skipped", ["what", "why"], left_out))
@@ -51,6 +57,7 @@ def heading(record: Record) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in record.versions.items())
     commit = record.commit[:10] + (" with local changes" if record.dirty else "")
     state = "" if record.complete else " The run was cut short: rows are missing."
+    state += " A quick run: a few rows only." if record.scope == "quick" else ""
     return (
         f"{record.device.name} ({details}); {versions}; commit {commit}; {record.date};"
         f" {record.backend} backend.{state}"
@@ -58,19 +65,27 @@ def heading(record: Record) -> str:
 
 
 def print_tables(record: Record, console: Console) -> None:
-    """The whole record on the terminal."""
+    """The whole record on the terminal. A table wider than the terminal is printed all the same."""
+    unbounded = console.options.update(max_width=10_000)
     console.print(heading(record), highlight=False)
     console.print(READING, style="dim", highlight=False)
     for table in tables(record):
         drawn = RichTable(
-            title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+            box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True
         )
         for name in table.header:
             text = name in ("shape", "stage", "ceiling", "what", "why")
-            drawn.add_column(name, justify="left" if text else "right", no_wrap=text)
+            drawn.add_column(
+                textwrap.fill(name, 9, break_long_words=False),
+                justify="left" if text else "right",
+                no_wrap=name != "why",
+                max_width=60 if name == "why" else None,
+            )
         for row in table.rows:
             drawn.add_row(*row)
-        console.print(drawn)
+        drawn.width = console.measure(drawn, options=unbounded).maximum
+        console.print(f"\n{table.title}", style="bold", highlight=False)
+        console.print(drawn, crop=False)
         for note in table.notes:
             console.print(f"  {note}", style="dim", highlight=False)
 
@@ -87,7 +102,9 @@ def markdown(record: Record) -> str:
 
 
 def rewrite_readme(readme: Path, results: Path) -> None:
-    """Put tables of each GPU's newest complete record in `results` between the README's markers.
+    """Put tables of each GPU's newest whole record in `results` between the README's markers.
+
+    Records of quick runs, of checkpoint folders and of runs cut short are left out.
 
     A ValueError says so if the README has no markers or a record cannot be read.
     """
@@ -100,14 +117,14 @@ def rewrite_readme(readme: Path, results: Path) -> None:
     newest = {
         record.device.name: record
         for record in records
-        if record.complete and record.device.kind == "cuda"
+        if record.complete and record.scope == "standard" and record.device.kind == "cuda"
     }
     body = "\n\n".join(markdown(record) for record in newest.values()) or NO_RECORDS
     readme.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")
 
 
 def _ceilings(record: Record) -> Table:
-    measured, sheet = record.ceilings, datasheet_of(record.device.name)
+    measured, sheet = record.ceilings, DATASHEETS.get(record.device.name)
     rows = []
     for name in ("read", "copy", "write"):
         ceiling = getattr(measured, name)
@@ -135,38 +152,39 @@ def _ceiling_row(
 
 
 def _ops(record: Record, title: str, rows: list[Row]) -> Table:
-    """One table of one op: sizes, our figures, and a column for each peer that ran anywhere."""
-    peers = list(dict.fromkeys(peer.name for row in rows for peer in row.peers))
-    ran = {peer.name for row in rows for peer in row.peers if peer.timing}
-    columns = [name for name in peers if name in ran]
-    body = [
-        [_shape(row), *_figures(record, row), *(_ratio(row, name) for name in columns)]
-        for row in rows
-    ]
-    header = ["shape", *_figure_names(record), *(f"vs {name}" for name in columns)]
+    """Sizes and our figures of one op."""
+    body = [[_shape(row), *_figures(record, row)] for row in rows]
+    return Table(f"{title}, {rows[0].dtype}", ["shape", *_figure_names(record)], body)
+
+
+def _peers(title: str, rows: list[Row]) -> list[Table]:
+    """Shape by peer, a column for each peer that ran anywhere; no table if there are no peers."""
+    rows = [row for row in rows if row.peers]
+    if not rows:
+        return []
+    ran = dict.fromkeys(peer.name for row in rows for peer in row.peers if peer.timing)
+    body = [[_shape(row), *(_ratio(row, name) for name in ran)] for row in rows]
     refusals: dict[str, list[str]] = {}
     for peer in (peer for row in rows for peer in row.peers if peer.refused):
         names = refusals.setdefault(peer.refused, [])
         names += [peer.name] * (peer.name not in names)
     notes = [f"Refused, {', '.join(names)}: {why}" for why, names in refusals.items()]
-    return Table(f"{title}, {rows[0].dtype}", header, body, notes)
+    return [Table(f"{title}: peers' time over ours", ["shape", *ran], body, notes)]
 
 
 def _steps(record: Record, model: str, rows: list[Row]) -> Table:
     """Stages of each step, the step itself, and how far the stages' sum is from it."""
-    peers = list(dict.fromkeys(p.name for row in rows for p in row.peers if p.timing))
     body, notes = [], []
     for _, group in _grouped(rows, "shape"):
         label = _shape(group[0])
         for row in group:
-            figures = _figures(record, row)
-            body.append([label, row.name, *figures, *(_ratio(row, name) for name in peers)])
+            body.append([label, row.name, *_figures(record, row)])
             label = ""
         stages = sum(row.timing.median for row in group if row.kind == "stage")
         for step in (row for row in group if row.name == DENOISING_STEP):
             share = stages / step.timing.median
             notes.append(f"{_shape(step)}: the stages add up to {share:.0%} of the step.")
-    header = ["shape", "stage", *_figure_names(record), *(f"vs {name}" for name in peers)]
+    header = ["shape", "stage", *_figure_names(record)]
     return Table(f"Denoising step of {model}, {rows[0].dtype}", header, body, notes)
 
 

@@ -1,9 +1,9 @@
 """Median of many runs, each from cold caches.
 
-Ahead of every run a buffer several times the last-level cache is read: what the run needs then
-comes from memory, and unlike a write this leaves no dirty lines to drain inside the timed run. On a
-GPU that read also keeps the device busy while the host queues the run, so that the launches of a
-short op are not timed with it.
+Ahead of every run a buffer is read that is many times a GPU's L2, or more than the caches of a few
+host cores hold: what the run needs then comes from memory, and unlike a write this leaves no dirty
+lines to drain inside the timed run. On a GPU that read also keeps the device busy while the host
+queues the run, so that the launches of a short op are not timed with it.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from dlm_roofline.ceilings import run_seconds
 from dlm_roofline.records import Timing
 
 FLUSH_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
-MIN_RUNS = {"cpu": 3, "cuda": 10}
+MIN_RUNS = {"cpu": 5, "cuda": 10}
 MAX_RUNS = 100
 
 

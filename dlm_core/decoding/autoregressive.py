@@ -4,12 +4,11 @@ import torch
 from torch import Tensor
 
 from dlm_kernels import DeviceError, confidence, new_error_word, raise_on_error
+from dlm_kernels.validate import MAX_BLOCK
 
 from ..cache import KVCache
 from ..model import Model
 from .result import Generation
-
-PREFILL_CHUNK = 256  # tokens a forward: the longest block that block_attention takes
 
 
 def extend(
@@ -28,7 +27,7 @@ def prefill(
     model: Model, cache: KVCache, prompt: list[int], *, banned: Tensor, error: Tensor
 ) -> tuple[Tensor, int]:
     """Run the prompt of one request in chunks; return its next token and the forwards it took."""
-    *chunks, last = torch.tensor([prompt], device=model.device).split(PREFILL_CHUNK, dim=1)
+    *chunks, last = torch.tensor([prompt], device=model.device).split(MAX_BLOCK, dim=1)
     for chunk in chunks:
         model(chunk, cache, causal=True, error=error)
         cache.advance(chunk.shape[1])

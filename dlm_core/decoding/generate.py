@@ -4,7 +4,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 
-from dlm_kernels.validate import check_int
+from dlm_kernels.validate import MAX_BLOCK, check_int
 
 from ..config import ModelConfig
 from ..model import Model
@@ -79,7 +79,7 @@ def generate(
 
     if block_length is None:
         block_length = config.block_size
-    check_int("block_length", block_length, 2, 256)
+    check_int("block_length", block_length, 2, MAX_BLOCK)
     if mode == "linear_spec":
         if lora is None:
             lora = model.has_draft_lora

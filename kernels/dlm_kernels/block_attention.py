@@ -33,6 +33,8 @@ from .backend import backend_for, contents_checked
 from .cost import Cost
 from .validate import (
     FLOAT_DTYPES,
+    HEAD_DIMS,
+    MAX_BLOCK,
     check_bool,
     check_int,
     check_number,
@@ -40,7 +42,6 @@ from .validate import (
     check_unit_stride,
 )
 
-MAX_BLOCK = 256
 NUMERICS = ("invariant", "fast")
 
 _LOG2E = 1.4426950408889634
@@ -487,7 +488,7 @@ def block_attention(
     batch, block, query_heads, head_dim = q.shape
     if not 1 <= block <= MAX_BLOCK:
         raise ValueError(f"q has a block of {block} queries; it must be in [1, {MAX_BLOCK}]")
-    if head_dim not in (16, 32, 64, 128, 256):
+    if head_dim not in HEAD_DIMS:
         raise ValueError(f"q has head_dim {head_dim}; it must be a power of two from 16 to 256")
     same = {"dtypes": (q.dtype,), "device": q.device}
     check_tensor("k_cache", k_cache, shape=(batch, "capacity", "kv_heads", head_dim), **same)

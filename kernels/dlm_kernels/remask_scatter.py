@@ -26,9 +26,7 @@ from torch import Tensor
 from . import error_word, launch, reference, torch_backend
 from .backend import backend_for, contents_checked
 from .cost import Cost
-from .validate import ID_DTYPES, check_int, check_number, check_tensor
-
-MAX_BLOCK = 256
+from .validate import ID_DTYPES, MAX_BLOCK, check_int, check_number, check_tensor
 
 _NO_CANDIDATE = tl.constexpr(error_word.NO_CANDIDATE)
 

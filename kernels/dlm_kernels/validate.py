@@ -8,6 +8,8 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 ID_DTYPES = (torch.int32, torch.int64)
+HEAD_DIMS = (16, 32, 64, 128, 256)
+MAX_BLOCK = 256  # positions: the longest block that any op takes
 
 
 def check_tensor(

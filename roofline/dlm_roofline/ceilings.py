@@ -5,10 +5,12 @@ zeros would flatter a GPU, whose clock depends on how many bits flip. Weights an
 read, so the read-only stream is the roof of a forward; copy and write stand beside it.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -23,6 +25,8 @@ MATMUL_DTYPES = {
     "cuda": ("bfloat16", "float16", "tf32", "float32"),
 }
 RUNS = 15
+
+_TILES, _TILE = 16, 4096  # of the kernel that reads
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ def _datasheet(tb_s: float, half: float, tf32: float, fp32: float, source: str) 
     return Datasheet(tb_s * 1e12, {name: rate * 1e12 for name, rate in rates.items()}, source)
 
 
-# Keyed by what torch.cuda.get_device_name begins with. Where a datasheet states only the rate with
-# 2:4 sparsity, half of it is the dense one.
+# Keyed by torch.cuda.get_device_name, whole: "NVIDIA H200 NVL" is another device. Where a datasheet
+# states only the rate with 2:4 sparsity, half of it is the dense one.
 DATASHEETS = {
     "NVIDIA A100-SXM4-40GB": _datasheet(1.555, 312, 156, 19.5, "NVIDIA A100 datasheet"),
     "NVIDIA A100-SXM4-80GB": _datasheet(2.039, 312, 156, 19.5, "NVIDIA A100 80GB datasheet"),
@@ -70,12 +74,13 @@ DATASHEETS = {
 }
 
 
-def datasheet_of(device_name: str) -> Datasheet | None:
-    """The datasheet of a device as torch names it, or None."""
-    for name, datasheet in DATASHEETS.items():
-        if device_name.startswith(name):
-            return datasheet
-    return None
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had; on the host the page cache does not count as taken."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps of earlier work counts as taken
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+    return 1024 * int(re.search(r"^MemAvailable:\s*(\d+) kB$", meminfo, re.MULTILINE)[1])
 
 
 def run_seconds(
@@ -131,7 +136,8 @@ def measure_ceilings(device: torch.device, *, runs: int = RUNS) -> Ceilings:
 
 def _bandwidths(device: torch.device, rate) -> tuple[list[Ceiling], Ceiling, Ceiling]:
     """Each way to read, copy and write; the buffers are gone before anything else is measured."""
-    n_bytes = STREAM_BYTES[device.type]
+    step = 4 * _TILES * _TILE  # the two take at most a quarter of what is free
+    n_bytes = min(STREAM_BYTES[device.type], free_memory(device) // 8) // step * step
     source = torch.randn(n_bytes // 4, device=device)
     target = torch.empty_like(source)
     return (
@@ -143,7 +149,7 @@ def _bandwidths(device: torch.device, rate) -> tuple[list[Ceiling], Ceiling, Cei
 
 def _readers(device: torch.device) -> list[Callable[[Tensor], Tensor]]:
     """Ways to read a whole tensor and write next to nothing; the fastest is the ceiling."""
-    return [torch.sum, torch.amax] + ([_read] if device.type == "cuda" else [])
+    return [torch.sum, torch.amax] + ([partial_sums] if device.type == "cuda" else [])
 
 
 @triton.jit
@@ -156,11 +162,10 @@ def _read_kernel(x_ptr, out_ptr, TILES: tl.constexpr, TILE: tl.constexpr):
     tl.store(out_ptr + pid, tl.sum(total, 0))
 
 
-def _read(x: Tensor) -> Tensor:
+def partial_sums(x: Tensor) -> Tensor:
     """Sum a float32 tensor of a multiple of 65536 elements, one partial sum a program."""
-    tiles, tile = 16, 4096
-    out = x.new_empty(x.numel() // (tiles * tile))
-    _read_kernel[out.shape](x, out, TILES=tiles, TILE=tile, num_warps=8)
+    out = x.new_empty(x.numel() // (_TILES * _TILE))
+    _read_kernel[out.shape](x, out, TILES=_TILES, TILE=_TILE, num_warps=8)
     return out
 
 

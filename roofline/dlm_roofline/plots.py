@@ -7,9 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .points import Point, Subject, subject_of
-from .records import Record, load
-
-RESULTS = Path("bench/results")
+from .records import RESULTS, Record, load
 
 
 def draw(record: Record, path: Path) -> list[Path]:

@@ -49,7 +49,7 @@ class Subject:
 
     steps: whole steps over growing batch x block, measured ones and in between predicted ones.
     stages: for each measured step, by its (batch, block), the stages in their order.
-    plain: seconds of the step in plain torch, by (batch, block).
+    plain: seconds of the step in plain torch, by (batch, block), where it ran.
     crossing: where the step meets the ridge, a prediction.
     """
 
@@ -111,7 +111,12 @@ def subject_of(record: Record) -> Subject | None:
         roof,
         steps,
         {key: _stages(record, row) for key, row in timed.items()},
-        {key: peer.timing.median for key, row in timed.items() for peer in row.peers[:1]},
+        {
+            k: peer.timing.median
+            for k, row in timed.items()
+            for peer in row.peers[:1]
+            if peer.timing
+        },
         ridge_crossing(config, config.block_size, context, itemsize=itemsize, ridge=roof.ridge),
     )
 

@@ -23,8 +23,11 @@ from .ceilings import Ceilings
 from .predict import Roof
 from .step_cost import DECODING_STEP, step_cost
 
-SCHEMA = 1
+RESULTS = Path(__file__).parents[2] / "bench" / "results"
+
+SCHEMA = 2
 KINDS = ("op", "stage", "step")
+SCOPES = ("standard", "quick", "folder")
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Timing:
     """Seconds of many runs: the median and the quartiles around it.
 
     cold: caches were emptied ahead of each run.
-    graph: a replayed CUDA graph, without the host's launches; else as a Python caller sees it.
+    graph: a replayed CUDA graph, without the host's launches. Else launched from Python: on a GPU
+        launches then count only where they outlast the read that empties the caches.
     """
 
     median: float
@@ -101,7 +105,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Device:
-    """name as the vendor gives it; details: clocks, driver, memory, threads, as read before."""
+    """name as the vendor gives it; details: memory, threads, driver, and clocks under load."""
 
     kind: str
     name: str
@@ -113,11 +117,14 @@ class Record:
     """One run of the bench.
 
     complete: False while the run goes on, and for good if it was cut short.
+    scope: "standard", the whole grid and the models every run times; "quick", a few rows of it; or
+        "folder", the steps of a checkpoint of the user's.
     models: configs of the models whose stages and steps were timed.
     """
 
     schema: int
     complete: bool
+    scope: str
     date: str
     commit: str
     dirty: bool
@@ -131,6 +138,8 @@ class Record:
     skipped: list[Skipped] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if self.scope not in SCOPES:
+            raise ValueError(f"scope is {self.scope!r}; it must be one of {', '.join(SCOPES)}")
         for row in self.rows:
             if row.model is not None and row.model not in self.models:
                 raise ValueError(f"rows hold model {row.model!r}, which models does not")

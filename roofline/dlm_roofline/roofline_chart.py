@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from .ceilings import datasheet_of
+from .ceilings import DATASHEETS
 from .points import Point, Subject
 from .predict import Roof
 from .step_cost import REMASK
@@ -13,6 +13,7 @@ from .style import FONT_SIZE, LOOKS, write_title
 from .text import percent, three_digits, with_prefix
 
 _GREY = "#777777"
+_RING = {"marker": "o", "linestyle": "none", "ms": 15, "mfc": "none", "mec": "black", "mew": 0.8}
 _HALO = [withStroke(linewidth=3, foreground="white")]  # keeps text legible on lines
 
 
@@ -30,10 +31,13 @@ def roofline_chart(subject: Subject) -> Figure:
     _draw_trail(axes, trail)
     for point in numbered:
         _draw_point(axes, point)
+    ringed = _with_stages(subject, subject.shown[-1]) if len(subject.shown) > 1 else []
+    for point in ringed:
+        axes.plot(point.cost.intensity, _height(axes, point), zorder=7, **_RING)
     _draw_ridge(axes, subject)
     _draw_labels(axes, numbered, trail)
-    _draw_legend(axes)
-    _draw_table(table, numbered, subject.roof)
+    _draw_legend(axes, ringed)
+    _draw_table(table, numbered, ringed, subject.roof)
     return figure
 
 
@@ -61,7 +65,7 @@ def _set_limits(axes: Axes, points: list[Point], roof: Roof) -> None:
 
 def _draw_roofs(axes: Axes, subject: Subject) -> None:
     """Solid: measured in this run. Dashed: the datasheet's. Peaks are named at the right edge."""
-    ceilings, sheet = subject.record.ceilings, datasheet_of(subject.record.device.name)
+    ceilings, sheet = subject.record.ceilings, DATASHEETS.get(subject.record.device.name)
     low, high = axes.get_xlim()
 
     def draw(roof: Roof, begin: float, end: float, **line) -> None:
@@ -238,13 +242,15 @@ def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
 
 
-def _draw_legend(axes: Axes) -> None:
+def _draw_legend(axes: Axes, ringed: list[Point]) -> None:
     dark = {"color": "black", "linestyle": "none", "marker": "o", "markersize": 8}
+    ring = [Line2D([], [], label=f"measured at {point.label}", **_RING) for point in ringed[:1]]
     axes.legend(
         handles=[
             Line2D([], [], label="measured", **dark),
             Line2D([], [], label="predicted: the floor", markerfacecolor="white", **dark),
             Line2D([], [], label="measured, below the scale", **dark | {"marker": "$\u2193$"}),
+            *ring,
             Line2D([], [], color="black", linewidth=2.4, label="measured roof"),
             Line2D([], [], color="black", linestyle=":", label="whole step, batch × block"),
         ],
@@ -266,7 +272,7 @@ _COLUMNS = {
 }
 
 
-def _draw_table(axes: Axes, points: list[Point], roof: Roof) -> None:
+def _draw_table(axes: Axes, points: list[Point], ringed: list[Point], roof: Roof) -> None:
     axes.set(xlim=(0, 1), ylim=(len(points) + 0.5, -1.2))
     axes.axis("off")
     style = {"fontsize": FONT_SIZE - 1, "va": "center"}
@@ -277,6 +283,8 @@ def _draw_table(axes: Axes, points: list[Point], roof: Roof) -> None:
     for i, point in enumerate(points, start=1):
         look = LOOKS[point.name]
         axes.plot(0.045, i - 0.25, look.marker, color=look.color, markeredgecolor="black", ms=8)
+        if point in ringed:
+            axes.plot(0.045, i - 0.25, **_RING)
         cells = [
             str(i),
             point.name,

@@ -24,10 +24,11 @@ def step_chart(subject: Subject) -> Figure:
             axes.bar(x, height, 0.62, bottom, linewidth=0.6, **style)
             bottom += height
         floor = step.floor / step.measured
-        plain = subject.plain[step.batch, step.block] / step.measured
         axes.plot([x - 0.38, x + 0.38], [1, 1], color="black", linewidth=2.2)
         axes.plot([x - 0.38, x + 0.38], [floor, floor], color="black", lw=2.6, ls=(0, (2, 1)))
-        axes.plot(x, plain, "X", color="black", markeredgecolor="white", markersize=13)
+        if plain := subject.plain.get((step.batch, step.block)):
+            style = {"color": "black", "markeredgecolor": "white", "markersize": 13}
+            axes.plot(x, plain / step.measured, "X", **style)
     axes.set(
         xticks=range(len(steps)),
         xticklabels=[

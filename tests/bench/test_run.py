@@ -3,12 +3,17 @@
 import importlib.util
 import json
 import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 pytest.importorskip("rich")
-from dlm_bench import run
+from dlm_bench import cases, machine, run
 from dlm_roofline import ceilings
 from dlm_roofline.records import load
 from dlm_roofline.step_cost import DENOISING_STEP, STAGES
@@ -73,6 +78,110 @@ def test_an_interrupted_run_keeps_what_it_has(
     assert not record.complete and not closing["complete"]
     assert len(record.rows) == 4 and closing["steps"] == []
     assert "cut short" in out.out
+
+
+def test_what_fails_is_skipped_with_its_reason_and_the_rest_goes_on(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, small_ceilings: None
+) -> None:
+    """An op's case, a step's peer, a model that another stands in for, and a whole step."""
+
+    def fail(kind: type[Exception], words: str) -> Callable[..., object]:
+        def failing(*_: object, **__: object) -> object:
+            raise kind(words)
+
+        return failing
+
+    case, step, made = cases.remask_case, run.Bench._step, []
+
+    def step_unless_golden(bench: run.Bench, name: str, *rest: object) -> None:
+        made.append(name)
+        if name == "tiny-a":
+            raise RuntimeError("an error word is set")
+        step(bench, name, *rest)
+
+    broken = fail(torch.OutOfMemoryError, "out of memory in a build")
+    monkeypatch.setattr(cases, "remask_case", lambda *args: replace(case(*args), build=broken))
+    monkeypatch.setattr(run.StepBench, "peer", fail(torch.OutOfMemoryError, "no room for a peer"))
+    monkeypatch.setattr(run.Bench, "_step", step_unless_golden)
+    models = run._models
+    too_large = ("8B", fail(torch.OutOfMemoryError, "no room for weights"))
+    monkeypatch.setattr(run, "_models", lambda *a: [[too_large, *each] for each in models(*a)])
+
+    assert run.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    closing = json.loads(capsys.readouterr().out.splitlines()[-1])
+    record = load(closing["record"])
+    assert record.complete and record.scope == "quick"
+    assert [(each.what.split()[0], each.why) for each in record.skipped] == [
+        ("remask_scatter", "out of memory in a build"),
+        ("steps", "no room for weights"),
+        ("step", "an error word is set"),
+        ("steps", "no room for weights"),
+    ]
+    assert made == ["tiny-a", "tiny, random weights"]
+    assert {row.name for row in record.rows if row.kind == "op"} >= {
+        "confidence",
+        "block_attention",
+    }
+    (step_row,) = (row for row in record.rows if row.name == DENOISING_STEP)
+    assert step_row.peers[0].refused == "no room for a peer"
+    assert closing["steps"][0]["ratio_to_plain_torch"] is None
+
+
+def test_a_checkpoint_larger_than_free_memory_is_refused(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(run, "free_memory", lambda _: 100_000)
+    assert run.main([str(run.GOLDEN), "--device", "cpu", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert re.search(r"tiny-a holds .* GB of weights in torch.float32; .* the 0.0 GB", said)
+
+
+@pytest.mark.parametrize(
+    ("compilers", "include", "words"),
+    [
+        (None, None, "no C compiler: CC is not set"),
+        ("/usr/bin/cc", "no/such", "no/such/Python.h is missing"),
+        ("/usr/bin/cc", None, "no kernel image"),
+    ],
+)
+def test_a_triton_that_cannot_run_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compilers, include, words: str
+) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("no kernel image\nand more")
+
+    (tmp_path / "Python.h").touch()
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(machine, "partial_sums", fail)
+    monkeypatch.setattr(machine.shutil, "which", lambda _: compilers)
+    monkeypatch.setattr(machine.sysconfig, "get_path", lambda _: include or str(tmp_path))
+    with pytest.raises(OSError, match=words) as raised:
+        machine.check_triton(torch.device("cpu"))
+    assert "\n" not in str(raised.value)
+
+
+def test_nvidia_smi_is_asked_for_this_process_s_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def answer(*command: str) -> str:
+        asked.append(command)
+        return "1755 MHz, 1980 MHz, 3201 MHz, 580.1, 700.00 W, 41"
+
+    monkeypatch.setattr(machine, "_output_of", answer)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="5c2a-01")
+    )
+    assert machine.clocks(torch.device("cuda", 0))["SM clock"] == "1755 MHz"
+    assert asked[0][:2] == ("nvidia-smi", "--id=GPU-5c2a-01")
+    assert machine.clocks(torch.device("cpu")) == {}
+
+
+@pytest.mark.gpu
+def test_the_gpus_clocks_are_its_own() -> None:
+    device = torch.device("cuda", 0)
+    machine.check_triton(device)
+    assert machine.clocks(device).keys() >= {"SM clock", "driver"}
 
 
 def test_the_interpreter_is_never_timed(tmp_path: Path, capsys, monkeypatch) -> None:

@@ -9,18 +9,19 @@ pytest.importorskip("rich")
 from rich.console import Console
 
 from dlm_bench import tables
+from dlm_bench.peers import SDPA_BACKENDS
 from dlm_bench.tables import BEGIN, END, NO_RECORDS, markdown, print_tables, rewrite_readme
-from dlm_roofline.records import Record, save
+from dlm_roofline.records import Peer, Record, Skipped, save
 
 ROOT = Path(__file__).parents[2]
 
 
-def _attention(record: Record) -> tables.Table:
-    return next(t for t in tables.tables(record) if t.title.startswith("block_attention"))
+def _attention(record: Record) -> list[tables.Table]:
+    return [t for t in tables.tables(record) if t.title.startswith("block_attention")]
 
 
 def test_figures_of_a_memory_bound_and_a_compute_bound_row(record: Record) -> None:
-    table = _attention(record)
+    table, _ = _attention(record)
     first, second = (dict(zip(table.header, row, strict=True)) for row in table.rows)
     # 4 GB in 2 ms under a roof of 4 TB/s; 0.1 TFLOP would take an eighth of the time.
     assert first["shape"] == "1 x 32, context 1024"
@@ -32,10 +33,10 @@ def test_figures_of_a_memory_bound_and_a_compute_bound_row(record: Record) -> No
 
 
 def test_ratios_above_one_are_faster_than_the_peer_and_refusals_are_shown(record: Record) -> None:
-    table = _attention(record)
+    _, table = _attention(record)
     first, second = (dict(zip(table.header, row, strict=True)) for row in table.rows)
-    assert (first["vs SDPA math"], second["vs SDPA math"]) == ("2.50x", "-")
-    assert (first["vs SDPA flash"], second["vs SDPA flash"]) == ("refused", "0.50x")
+    assert (first["SDPA math"], second["SDPA math"]) == ("2.50x", "-")
+    assert (first["SDPA flash"], second["SDPA flash"]) == ("refused", "0.50x")
     assert table.notes == ["Refused, SDPA flash: no kernel"]
 
 
@@ -53,6 +54,36 @@ def test_the_terminal_shows_ceilings_ridge_datasheet_and_what_was_skipped(record
     ):
         assert words in text
     assert "cut short" not in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 150])
+def test_no_figure_is_cut_on_a_terminal_of_any_width(record: Record, width: int) -> None:
+    """The grid of a GPU: its largest shape, its figures, and every peer it has."""
+    names = [f"{cat}{name}" for cat in ("", "cat + ") for name in ("FlexAttention", *SDPA_BACKENDS)]
+    timings = [replace(record.rows[0].timing, median=x, high=x) for x in range(1234, 1244)]
+    peers = [Peer(name, timing, None) for name, timing in zip(names, timings, strict=True)]
+    shape = {"batch": 64, "block": 32, "context": 32768}
+    record.rows.insert(0, replace(record.rows[0], shape=shape, peers=peers))
+    record.skipped.append(Skipped("confidence batch 64, block 32, vocab 131072", "no room " * 30))
+    console = Console(width=width)
+    with console.capture() as capture:
+        print_tables(record, console)
+    text = capture.get()
+    assert "…" not in text
+    lines = [line.split() for line in text.splitlines()]
+    drawn = [line for line in lines if line[:5] == ["64", "x", "32,", "context", "32768"]]
+    titles = {table.title: table for table in tables.tables(record)}
+    figures, ratios = (titles[t] for t in titles if t.startswith("block_attention"))
+    assert drawn == [figures.rows[-1][0].split() + figures.rows[-1][1:],
+                     ratios.rows[-1][0].split() + ratios.rows[-1][1:]]  # fmt: skip
+    assert "617000.00x" in drawn[1] and "vocab" in text and text.count("room") == 30
+
+
+def test_figures_of_ops_fit_80_columns(record: Record) -> None:
+    console = Console(width=80)
+    with console.capture() as capture:
+        print_tables(record, console)
+    assert max(map(len, capture.get().splitlines())) <= 80
 
 
 def test_an_incomplete_record_says_so(record: Record) -> None:
@@ -81,13 +112,15 @@ def test_readme_shows_each_gpus_newest_complete_record(
         replace(record, date="2026-03-01T00:00:00Z", commit="feedface"),
         replace(record, date="2026-04-01T00:00:00Z", commit="ca57", complete=False),
         replace(record, date="2026-05-01T00:00:00Z", device=host),
+        replace(record, date="2026-06-01T00:00:00Z", commit="b0b0", scope="quick"),
+        replace(record, date="2026-07-01T00:00:00Z", commit="dada", scope="folder"),
     ):
         save(each, results)
     rewrite_readme(readme, results)
     text = readme.read_text()
     assert text.startswith(f"before\n\n{BEGIN}\n") and text.endswith(f"\n{END}\n\nafter\n")
     assert "feedface" in text and "2.50x" in text and "stale" not in text
-    assert not any(words in text for words in ("0123456789", "ca57", "a host"))
+    assert not any(words in text for words in ("0123456789", "ca57", "a host", "b0b0", "dada"))
     rewrite_readme(readme, results)
     assert readme.read_text() == text
 

@@ -48,7 +48,15 @@ class Sequence:
         return out[0], lse[0]
 
 
-@pytest.fixture(params=[(3, 16), (4, 64)], ids=["group-of-three", "group-of-four"])
+@pytest.fixture(
+    params=[
+        pytest.param((3, 16), id="group-of-three"),
+        pytest.param((4, 64), id="group-of-four"),
+        # Other launch table entries; the interpreter would take minutes.
+        pytest.param((4, 128), id="the-models-heads", marks=pytest.mark.gpu),
+        pytest.param((2, 256), id="widest-head", marks=pytest.mark.gpu),
+    ]
+)
 def sequence(request: pytest.FixtureRequest, dtype: torch.dtype, triton_device: str) -> Sequence:
     return Sequence(*request.param, dtype, triton_device)
 

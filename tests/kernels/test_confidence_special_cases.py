@@ -148,9 +148,7 @@ def check_special_row(row: Row, dtype: torch.dtype, device: str, tolerance: floa
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_special_row(row: Row, backend: str, op_device: str) -> None:
-    # The torch backend subtracts a rounded log-sum-exp, which costs digits where it is large.
-    rounding = abs(row.logsumexp) if backend == "torch" and math.isfinite(row.logsumexp) else 0.0
-    check_special_row(row, torch.float32, op_device, tolerance=1e-6 + 1e-7 * rounding)
+    check_special_row(row, torch.float32, op_device, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -312,20 +310,6 @@ def test_banned_ids_are_not_chosen_but_stay_in_the_sums(
         assert_close_to_reference(ours, torchs, truth, floor=1e-5, what=name)
     torch.testing.assert_close(result.logsumexp, free.logsumexp)
     torch.testing.assert_close(result.entropy, free.entropy)
-
-
-@pytest.mark.parametrize("end", [0, 16383, 16384, LAST])
-def test_a_ban_at_either_end_of_a_chunk(end: int, triton_device: str) -> None:
-    runner_up = 7000 if end < 16384 else 16700
-    logits = torch.zeros(1, VOCAB, device=triton_device)
-    logits[0, end], logits[0, runner_up] = 9.0, 5.0
-    banned = torch.tensor([end], dtype=torch.int32, device=triton_device)
-    with forced_backend("triton"):
-        result = confidence(logits, banned=banned, margin=True)
-        assert confidence(logits).token.item() == end
-    assert result.token.item() == runner_up
-    expected = (math.exp(5.0) - 1.0) / (math.exp(9.0) + math.exp(5.0) + VOCAB - 2)
-    assert result.margin.item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("outside", [-1, 10, 2**31 - 1, -(2**31)])

@@ -28,11 +28,17 @@ def poisoned() -> None:
 class Step:
     """Static inputs of one denoising step, as a model would hold them."""
 
-    def __init__(self, device: str, dtype: torch.dtype = torch.float32, batch: int = 2) -> None:
+    def __init__(
+        self,
+        device: str,
+        dtype: torch.dtype = torch.float32,
+        batch: int = 2,
+        capacity: int = 40,
+    ) -> None:
         block, heads, head_dim = 4, 2, 16
         self.batch = batch
         self.q = torch.empty(batch, block, 2 * heads, head_dim, dtype=dtype, device=device)
-        self.k_cache = torch.empty(batch, 40, heads, head_dim, dtype=dtype, device=device)
+        self.k_cache = torch.empty(batch, capacity, heads, head_dim, dtype=dtype, device=device)
         self.v_cache = torch.empty_like(self.k_cache)
         self.k = torch.empty(batch, block, heads, head_dim, dtype=dtype, device=device)
         self.v = torch.empty_like(self.k)
@@ -50,7 +56,8 @@ class Step:
         generator = torch.Generator().manual_seed(seed)
         for tensor in (self.q, self.k_cache, self.v_cache, self.k, self.v, self.logits):
             tensor.copy_(torch.randn(tensor.shape, generator=generator))
-        self.lengths.copy_(torch.randint(0, 36, (self.batch,), generator=generator))
+        longest = self.k_cache.shape[1] - 4
+        self.lengths.copy_(torch.randint(0, longest, (self.batch,), generator=generator))
         tokens = torch.full((self.batch, 4), MASK)
         tokens[0, seed % 4] = 1
         for ours, fresh in zip(self.state, BlockState.start(tokens, MASK), strict=True):
@@ -173,9 +180,10 @@ def test_compiled_with_dynamic_shapes(backend: str, op_device: str, compiler: Ca
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("capacity", [40, 2500], ids=["one-split", "three-splits"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_cuda_graph_replay_equals_eager(dtype: torch.dtype) -> None:
-    eager, captured = Step("cuda", dtype), Step("cuda", dtype)
+def test_cuda_graph_replay_equals_eager(dtype: torch.dtype, capacity: int) -> None:
+    eager, captured = (Step("cuda", dtype, capacity=capacity) for _ in range(2))
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -188,7 +196,7 @@ def test_cuda_graph_replay_equals_eager(dtype: torch.dtype) -> None:
         eager.fill(seed)
         captured.fill(seed)
         if seed == 3:
-            eager.lengths[0] = captured.lengths[0] = 1000
+            eager.lengths[0] = captured.lengths[0] = capacity + 1
         # Two replays are two steps on one state.
         for _ in range(2):
             expected = eager.run()

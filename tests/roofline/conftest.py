@@ -53,6 +53,7 @@ def make_record() -> Callable[..., Record]:
         return Record(
             schema=SCHEMA,
             complete=True,
+            scope="standard",
             date="2026-01-02T03:04:05Z",
             commit="0123456789abcdef",
             dirty=False,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dlm_roofline import ceilings
-from dlm_roofline.ceilings import datasheet_of, measure_ceilings, run_seconds
+from dlm_roofline.ceilings import DATASHEETS, measure_ceilings, run_seconds
 
 
 @pytest.mark.parametrize(
@@ -19,13 +19,14 @@ from dlm_roofline.ceilings import datasheet_of, measure_ceilings, run_seconds
     ],
 )
 def test_datasheet_of_a_device_as_torch_names_it(name, terabytes, ridge) -> None:
-    sheet = datasheet_of(name)
+    sheet = DATASHEETS[name]
     assert sheet.bandwidth == terabytes * 1e12
     assert sheet.matmul["bfloat16"] / sheet.bandwidth == pytest.approx(ridge, abs=0.5)
 
 
 def test_a_device_without_a_datasheet_has_none() -> None:
-    assert datasheet_of("AMD EPYC") is None
+    assert "AMD EPYC" not in DATASHEETS
+    assert "NVIDIA H200 NVL" not in DATASHEETS  # and not that of the SXM board
 
 
 def test_run_seconds_times_the_work_and_not_what_comes_before() -> None:
@@ -57,7 +58,17 @@ def test_ceilings_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1e9 < measured.matmul["float32"].best < 1e14
 
 
+def test_stream_buffers_take_at_most_a_quarter_of_what_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host, free = torch.device("cpu"), 10_000_000
+    assert ceilings.free_memory(host) > 1 << 20
+    monkeypatch.setattr(ceilings, "free_memory", lambda _: free)
+    reads, copied, written = ceilings._bandwidths(host, lambda work, _: work)
+    assert written == reads[0] == 4 * 65536 * 4 and copied == 2 * written <= free / 4
+
+
 def test_the_read_kernel_reads_every_element(triton_device: str) -> None:
     x = torch.randn(2 * 65536, device=triton_device)
-    partials = ceilings._read(x)
+    partials = ceilings.partial_sums(x)
     torch.testing.assert_close(partials, x.view(2, -1).sum(1), rtol=1e-3, atol=1e-2)

@@ -42,7 +42,8 @@ def _with(value: Any, *keys: Any) -> Callable[[dict], None]:
     ("damage", "message"),
     [
         (_without("schema"), "schema is None"),
-        (_with(2, "schema"), "schema is 2"),
+        (_with(1, "schema"), "schema is 1"),
+        (_with("some", "scope"), "record: scope is 'some'"),
         (_without("ceilings", "read"), "record.ceilings.read is missing"),
         (_without("rows", 3, "timing", "low"), r"record.rows\[3\].timing.low is missing"),
         (_with(float("nan"), "rows", 0, "flops"), r"record.rows\[0\].flops is nan"),
