@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return plots.main(argv[1:])
     parser = _parser()
     arguments = parser.parse_args(argv)
-    return arguments.run(arguments)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        parser.exit(130, "dlm: interrupted\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,7 +134,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         "forwards": generation.forwards,
         "tpf": generation.tpf,
         "committed": generation.committed,
-        "confidences": generation.confidences,
+        "confidences": [[round(c, 4) for c in step] for step in generation.confidences],
         "accepted": generation.accepted,
         "seconds": seconds,
     }

@@ -1,7 +1,6 @@
 """`dlm bench`: measure ceilings, ops and whole steps; print tables; leave record and pictures."""
 
 import argparse
-import functools
 import json
 import os
 import shlex
@@ -11,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -147,18 +147,21 @@ class Bench:
         dtype = str(model.dtype).removeprefix("torch.")
         clock = self._clock()
         costs = step_cost(model.config, **shape, itemsize=model.dtype.itemsize)
-        for stage, run in bench.stages().items():
+        for stage, (run, peer) in bench.stages().items():
             self._show(f"{name} {_sizes(shape)}: {stage}")
             cost = costs[stage]
             timing = clock(run, reset=bench.reset)
-            self._add(Row("stage", stage, name, shape, dtype, cost.flops, cost.bytes, timing))
+            peers = [] if peer is None else [_step_peer("plain torch", partial(clock, peer))]
+            self._add(
+                Row("stage", stage, name, shape, dtype, cost.flops, cost.bytes, timing, peers)
+            )
 
         self._show(f"{name} {_sizes(shape)}: whole step")
         cost = total(costs)
         timing = clock(bench.step, reset=bench.reset)
         peers = [_step_peer("plain torch", lambda: clock(bench.peer))]
         if timing.graph:
-            eager = functools.partial(self.stopwatch.time, bench.step, reset=bench.reset)
+            eager = partial(self.stopwatch.time, bench.step, reset=bench.reset)
             peers.append(_step_peer("ours, launched eagerly", eager))
         self._add(
             Row("step", DENOISING_STEP, name, shape, dtype, cost.flops, cost.bytes, timing, peers)
@@ -313,8 +316,8 @@ def _models(arguments: argparse.Namespace, device: torch.device) -> list[Candida
     else:
         configs = {"188M, random weights": HOST_MODEL} if on_host else GPU_MODELS
     if on_host or not folder:
-        make = functools.partial(random_model, device=device, dtype=dtype)
-        models.append([(name, functools.partial(make, each)) for name, each in configs.items()])
+        make = partial(random_model, device=device, dtype=dtype)
+        models.append([(name, partial(make, each)) for name, each in configs.items()])
     return models
 
 

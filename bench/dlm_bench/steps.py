@@ -17,7 +17,7 @@ from dlm_kernels import BlockState, confidence, new_error_word, raise_on_error, 
 from dlm_roofline.step_cost import ATTENTION, EMBEDDING, HEAD, PROJECTIONS, REMASK
 
 from .cases import THRESHOLD, restore
-from .peers import plain_step
+from .peers import plain_step, sdpa, softmax_gather, where_scatter
 
 # The published shape made small enough for 2 cores: 188 M parameters, the same vocabulary, block
 # and query heads a KV head.
@@ -97,8 +97,8 @@ class StepBench:
         """Raise if a step so far has set the error word."""
         raise_on_error(self.error)
 
-    def stages(self) -> dict[str, Callable[[], object]]:
-        """Each stage by name, on inputs like those it has within a step."""
+    def stages(self) -> dict[str, tuple[Callable[[], object], Callable[[], object] | None]]:
+        """Each stage by name, and its plain-torch peer, on inputs like those within a step."""
         model, cache, state = self.model, self.cache, self.state
         encoder, attentions = model.encoder, [layer.self_attn for layer in model.encoder.layers]
         positions = cache.lengths[:, None].long() + torch.arange(self.block, device=model.device)
@@ -153,10 +153,30 @@ class StepBench:
                 error=self.error,
             )
 
+        def peer_attention() -> None:
+            for keys, values in zip(cache.keys, cache.values, strict=True):
+                keys = torch.cat([keys[:, : self.context], k], 1)
+                values = torch.cat([values[:, : self.context], v], 1)
+                sdpa(q, keys, values)
+
+        def peer_remask() -> tuple[Tensor, Tensor]:
+            return where_scatter(
+                self._start[0],
+                chosen.token.view_as(state.tokens),
+                chosen.probability.view_as(state.tokens),
+                mask_id=model.config.mask_token_id,
+                eos_id=model.config.eos_token_id,
+                threshold=THRESHOLD,
+            )
+
+        # Ours, and the same in plain torch where that is not what ours runs anyway.
         return {
-            EMBEDDING: embedding_and_norms,
-            PROJECTIONS: projections_and_mlp,
-            ATTENTION: attention,
-            HEAD: head_and_confidence,
-            REMASK: remask,
+            EMBEDDING: (embedding_and_norms, None),
+            PROJECTIONS: (projections_and_mlp, None),
+            ATTENTION: (attention, peer_attention),
+            HEAD: (
+                head_and_confidence,
+                lambda: softmax_gather(model.logits(x).flatten(0, 1)),
+            ),
+            REMASK: (remask, peer_remask),
         }

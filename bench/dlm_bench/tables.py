@@ -44,7 +44,7 @@ def tables(record: Record) -> list[Table]:
         found += [_ops(record, name, group), *_peers(name, group)]
     steps = [row for row in record.rows if row.kind != "op"]
     for name, group in _grouped(steps, "model"):
-        found += [_steps(record, name, group), *_peers(f"denoising step of {name}", group)]
+        found += [_steps(record, name, group), *_peers(f"Denoising step of {name}", group)]
     if record.skipped:
         left_out = [[each.what, each.why] for each in record.skipped]
         found.append(Table("Skipped", ["what", "why"], left_out))
@@ -163,13 +163,18 @@ def _peers(title: str, rows: list[Row]) -> list[Table]:
     if not rows:
         return []
     ran = dict.fromkeys(peer.name for row in rows for peer in row.peers if peer.timing)
-    body = [[_shape(row), *(_ratio(row, name) for name in ran)] for row in rows]
+    columns = ["shape", *ran] if rows[0].kind == "op" else ["shape", "stage", *ran]
+    body, label = [], ""
+    for row in rows:
+        repeated, label = label == _shape(row), _shape(row)
+        cells = [label] if row.kind == "op" else ["" if repeated else label, row.name]
+        body.append([*cells, *(_ratio(row, name) for name in ran)])
     refusals: dict[str, list[str]] = {}
     for peer in (peer for row in rows for peer in row.peers if peer.refused):
         names = refusals.setdefault(peer.refused, [])
         names += [peer.name] * (peer.name not in names)
     notes = [f"Refused, {', '.join(names)}: {why}" for why, names in refusals.items()]
-    return [Table(f"{title}: peers' time over ours", ["shape", *ran], body, notes)]
+    return [Table(f"{title}: peers' time over ours", columns, body, notes)]
 
 
 def _steps(record: Record, model: str, rows: list[Row]) -> Table:
@@ -183,7 +188,8 @@ def _steps(record: Record, model: str, rows: list[Row]) -> Table:
         stages = sum(row.timing.median for row in group if row.kind == "stage")
         for step in (row for row in group if row.name == DENOISING_STEP):
             share = stages / step.timing.median
-            notes.append(f"{_shape(step)}: the stages add up to {share:.0%} of the step.")
+            doubt = "" if 0.75 <= share <= 1.25 else " Far from 100%: launches, or a busy machine."
+            notes.append(f"{_shape(step)}: the stages add up to {share:.0%} of the step.{doubt}")
     header = ["shape", "stage", *_figure_names(record)]
     return Table(f"Denoising step of {model}, {rows[0].dtype}", header, body, notes)
 

@@ -17,6 +17,11 @@ def backend_for(tensor: Tensor) -> str:
         return "triton" if tensor.is_cuda else "torch"
     if forced not in BACKENDS:
         raise ValueError(f"DLM_BACKEND is {forced!r}; it must be one of {', '.join(BACKENDS)}")
+    if forced == "triton" and not tensor.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"DLM_BACKEND is 'triton' and the tensors are on {tensor.device}; Triton kernels need"
+            " CUDA tensors, or TRITON_INTERPRET=1 to be interpreted"
+        )
     return forced
 
 

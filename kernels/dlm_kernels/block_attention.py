@@ -89,7 +89,7 @@ def _fold_keys(
     stride_v,
     begin,
     end,
-    last_visible,  # [BLOCK_M], read if MASKED: the last key each row sees
+    last_visible,  # [BLOCK_M], read if MASKED: the last key each row sees; none lies behind end
     scale_log2,
     peak,
     total,
@@ -118,8 +118,7 @@ def _fold_keys(
             v = tl.load(v_at)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         if MASKED:
-            visible = inside[None, :] & (key[None, :] <= last_visible[:, None])
-            scores = tl.where(visible, scores, float("-inf"))
+            scores = tl.where(key[None, :] <= last_visible[:, None], scores, float("-inf"))
         new_peak = tl.maximum(peak, tl.max(scores, 1) * scale_log2)
         p = tl.exp2(tl.fma(scores, scale_log2, -new_peak[:, None]))
         decay = tl.exp2(peak - new_peak)
@@ -240,10 +239,10 @@ def split_kernel(
                 scale_log2, peak, total, acc, D, BLOCK_N, True, 1,
             )  # fmt: skip
 
-    # A causal row may see no key of a split that later rows of its tile see.
-    blind = total == 0.0
-    out = acc / tl.where(blind, 1.0, total)[:, None]
-    lse = tl.where(blind, float("-inf"), peak + tl.log2(total))
+    # A causal row that sees no key of a split that later rows of its tile see gets NaN and -inf
+    # here; the merge never reads them, for it takes only splits that the row sees.
+    out = acc / total[:, None]
+    lse = peak + tl.log2(total)
     at = (b * block + m) * (kv_heads * GROUP) + head
     if ONE_SPLIT:
         out_at = out_ptr + at[:, None] * D + dim[None, :]

@@ -13,9 +13,17 @@ from dlm_kernels.backend import BACKENDS, backend_for
 def test_a_cpu_tensor_runs_on_torch_unless_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DLM_BACKEND", raising=False)
     assert backend_for(torch.zeros(1)) == "torch"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     for name in BACKENDS:
         monkeypatch.setenv("DLM_BACKEND", name)
         assert backend_for(torch.zeros(1)) == name
+
+
+def test_triton_on_the_cpu_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DLM_BACKEND", "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match="DLM_BACKEND is 'triton' and the tensors are on cpu"):
+        backend_for(torch.zeros(1))
 
 
 @pytest.mark.gpu
@@ -55,6 +63,8 @@ class Reached(Exception):
 def test_the_forced_backend_is_the_one_that_runs(
     name: str, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+
     def stop(*_) -> None:
         raise Reached
 
