@@ -173,6 +173,8 @@ def _draw_ridge(axes: Axes, subject: Subject) -> None:
         xytext=(-8 if in_right_half else 8, 0),
         textcoords="offset points",
         ha="right" if in_right_half else "left",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
+        zorder=4,
         fontsize=FONT_SIZE - 1,
         fontweight="bold",
         path_effects=_HALO,
