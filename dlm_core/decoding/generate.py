@@ -41,7 +41,8 @@ def generate(
         max_new_tokens: at most so many tokens come back; an EOS ends them sooner.
         mode: "autoregressive", one token a forward; "diffusion", blocks of masks denoised in a few
             forwards; "linear_spec", drafts by diffusion that a causal forward verifies, which gives
-            the tokens of "autoregressive" in fewer forwards.
+            the tokens of "autoregressive" in fewer forwards, up to the rounding of matrix products
+            that torch may run differently for one token and for a block.
         block_length: diffusion and linear_spec: tokens a block, 2 to 256; by default the config's
             block_size. Blocks are always whole: what goes beyond max_new_tokens is cut.
         threshold: diffusion, in [0, 1]. A step commits every masked position whose candidate is at

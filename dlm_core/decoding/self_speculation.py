@@ -19,8 +19,9 @@ def decode_linear_spec(
 
     A cycle drafts by one bidirectional forward over [seed | masks] and verifies by one causal
     forward over [seed | drafts]. The verifier's choices are emitted up to and including the first
-    that its draft did not foresee, so each token is the one that greedy decoding gives. The cache
-    keeps the seed and the drafts that were right: the last choice is the next seed.
+    that its draft did not foresee, so each token is the one that greedy decoding gives, up to the
+    rounding of matrix products. The cache keeps the seed and the drafts that were right; the last
+    choice is the next seed.
     """
     config = model.config
     capacity = len(prompt) + max_new_tokens - 1 + block_length
