@@ -11,8 +11,8 @@ from packaging.version import Version
 CUDA = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-if not CUDA:
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+# Tensors and models of tests are so small that they spend their time waking a second thread.
+torch.set_num_threads(1)
 
 if importlib.util.find_spec("hypothesis"):
     from hypothesis import settings

@@ -1,21 +1,9 @@
 """A small record of made-up round figures."""
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 from dlm_roofline.ceilings import Ceiling, Ceilings
 from dlm_roofline.records import SCHEMA, Device, Peer, Record, Row, Skipped, Timing
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """What is timed here is so small that on a busy machine it would wait for the second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def timing(seconds: float) -> Timing:
