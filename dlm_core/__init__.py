@@ -3,18 +3,36 @@
 from .cache import KVCache
 from .checkpoint import load_model, random_model
 from .config import PRESETS, ModelConfig, RopeConfig
-from .decoding import Generation, StepEvent, generate
+from .decoding import (
+    Batch,
+    Generation,
+    Request,
+    Sampling,
+    StepEvent,
+    generate,
+    infill,
+    refine,
+    stream,
+)
 from .model import Model
+from .paged_cache import PagePool
 
 __all__ = [
     "PRESETS",
+    "Batch",
     "Generation",
     "KVCache",
     "Model",
     "ModelConfig",
+    "PagePool",
+    "Request",
     "RopeConfig",
+    "Sampling",
     "StepEvent",
     "generate",
+    "infill",
     "load_model",
     "random_model",
+    "refine",
+    "stream",
 ]

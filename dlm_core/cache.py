@@ -15,7 +15,10 @@ class KVCache:
         a request's length hold no meaning.
     lengths: int32 [batch] on the device: tokens in the context of each request.
     max_length: a bound on `lengths` that the host knows without asking the device.
+    block_table: None; `PagedKVCache` has one.
     """
+
+    block_table = None
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from dlm_kernels.validate import FLOAT_DTYPES, check_int
 
 from . import draft_lora
 from .config import PRESETS, ModelConfig
-from .model import Device, Model, RMSNorm
+from .model import Device, Linear, Model, RMSNorm
 from .weight_files import check_headers, files_of, opened
 
 
@@ -81,9 +81,9 @@ def random_model(
     model = Model(config, device=device, dtype=_weight_dtype(dtype, config))
     generator = torch.Generator(device).manual_seed(seed)
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
+        if isinstance(module, Linear):
             # Outputs of order one for inputs of order one.
-            module.weight.normal_(0, module.in_features**-0.5, generator=generator)
+            module.weight.normal_(0, module.weight.shape[1] ** -0.5, generator=generator)
         elif isinstance(module, torch.nn.Embedding):
             module.weight.normal_(generator=generator)
         elif isinstance(module, RMSNorm):

@@ -5,8 +5,9 @@ import importlib.metadata
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +15,20 @@ import torch
 
 from dlm_kernels import DeviceError, launch
 from dlm_kernels.backend import backend_for
+from dlm_kernels.rules import RULES
+from dlm_kernels.validate import NUMERICS
 
 from .checkpoint import load_model
 from .config import PRESETS, STORED_DTYPES, ModelConfig
-from .decoding import StepEvent, generate
-from .decoding.generate import DEFAULT_THRESHOLD, MODES
+from .decoding import Generation, Sampling, StepEvent, generate, infill, refine
+from .decoding.options import DEFAULT_RULE, MODES
 from .model import Model
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+# Modes beside those of `generate`, each with the option that it needs.
+_REVISIONS = {"infill": "after", "refine": "draft"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -62,16 +68,35 @@ def _parser() -> argparse.ArgumentParser:
     prompt = command.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--tokens", type=_ids, metavar='"ID ID ..."', help="prompt as token ids")
     prompt.add_argument("--prompt", metavar="TEXT", help="prompt as text; needs tokenizer.json")
-    command.add_argument("--max-new-tokens", type=int, default=128, help="default: 128")
-    command.add_argument("--mode", choices=MODES, default="diffusion", help="default: diffusion")
-    command.add_argument("--block-length", type=int, help="default: the config's block_size")
     command.add_argument(
-        "--threshold",
-        type=float,
-        help=f"commit candidates at least this likely; default: {DEFAULT_THRESHOLD}",
+        "--max-new-tokens", type=int, default=128, help="default: 128; infill: the gap's length"
     )
     command.add_argument(
-        "--steps", type=int, help="denoising steps a block, in place of a threshold"
+        "--mode", choices=[*MODES, *_REVISIONS], default="diffusion", help="default: diffusion"
+    )
+    command.add_argument(
+        "--after", metavar="TEXT", help="infill: what follows the gap, ids or text as the prompt"
+    )
+    command.add_argument(
+        "--draft", metavar="TEXT", help="refine: what is revised, ids or text as the prompt"
+    )
+    command.add_argument("--block-length", type=int, help="default: the config's block_size")
+    command.add_argument(
+        "--rule", choices=RULES, help=f"what a denoising step commits; default: {DEFAULT_RULE}"
+    )
+    command.add_argument(
+        "--threshold", type=float, help="in place of a rule: commit candidates at least this likely"
+    )
+    command.add_argument(
+        "--steps", type=int, help="in place of a rule: denoising steps a block, evenly filled"
+    )
+    command.add_argument("--temperature", type=float, default=0.0, help="default: 0, greedy")
+    command.add_argument("--top-k", type=int, help="sample among so many likeliest ids")
+    command.add_argument("--top-p", type=float, help="sample within this share of probability")
+    command.add_argument("--min-p", type=float, help="least probability, as a share of the largest")
+    command.add_argument("--seed", type=int, default=0, help="of the sampling noise; default: 0")
+    command.add_argument(
+        "--numerics", choices=NUMERICS, default="invariant", help="default: invariant"
     )
     command.add_argument(
         "--lora",
@@ -103,26 +128,15 @@ def _generate(arguments: argparse.Namespace) -> int:
         tokenizer = _tokenizer(folder)
         prompt = arguments.tokens
         if prompt is None:
-            if tokenizer is None:
-                raise ValueError(f"argument --prompt: {folder} has no tokenizer.json; use --tokens")
-            prompt = tokenizer.encode(arguments.prompt).ids
+            prompt = _encoded("--prompt", arguments.prompt, tokenizer, folder)
+        run = _generation(arguments, prompt, tokenizer, folder)
         dtype = arguments.dtype and getattr(torch, arguments.dtype)
         model = load_model(folder, device=device, dtype=dtype)
         with _live_blocks(model, tokenizer, arguments) as on_step:
             start = time.perf_counter()
-            generation = generate(
-                model,
-                prompt,
-                arguments.max_new_tokens,
-                mode=arguments.mode,
-                block_length=arguments.block_length,
-                threshold=arguments.threshold,
-                steps=arguments.steps,
-                lora=arguments.lora,
-                on_step=on_step,
-            )
+            generation = run(model, on_step=on_step)
             seconds = time.perf_counter() - start
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, MemoryError, argparse.ArgumentTypeError) as error:
         arguments.parser.error(str(error))
     except DeviceError as error:
         arguments.parser.exit(1, f"{arguments.parser.prog}: {error}\n")
@@ -150,12 +164,65 @@ def _generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _generation(
+    arguments: argparse.Namespace, prompt: list[int], tokenizer: "Tokenizer | None", folder: Path
+) -> Callable[..., Generation]:
+    """What the arguments ask for, as a function of the model and `on_step`."""
+    mode = arguments.mode
+    for name, owner in (("after", "infill"), ("draft", "refine")):
+        given = getattr(arguments, name) is not None
+        if given != (mode == owner):
+            has = "needs" if mode == owner else "has no"
+            raise ValueError(f"argument --mode: {mode} {has} --{name}")
+    sampling = Sampling(
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        min_p=arguments.min_p,
+        seed=arguments.seed,
+    )
+    options = {"sampling": sampling, "numerics": arguments.numerics, "rule": arguments.rule}
+    # What a mode has no argument for must not be given; `generate` says so itself.
+    more = {name: getattr(arguments, name) for name in ("threshold", "steps", "block_length")}
+    if mode in MODES:
+        options |= more | {"mode": mode, "lora": arguments.lora}
+        return partial(generate, prompt=prompt, max_new_tokens=arguments.max_new_tokens, **options)
+    refused = {"lora"} | ({"block_length"} if mode == "infill" else {"threshold", "steps"})
+    for name in sorted(refused):
+        if getattr(arguments, name) is not None:
+            flag = name.replace("_", "-")
+            raise ValueError(f"argument --{flag}: {mode} has none")
+    options |= {name: value for name, value in more.items() if name not in refused}
+    if options["rule"] is None:
+        del options["rule"]
+    other = arguments.after if mode == "infill" else arguments.draft
+    if arguments.tokens is not None:
+        other = _ids(other)
+    else:
+        other = _encoded(f"--{_REVISIONS[mode]}", other, tokenizer, folder)
+    if mode == "infill":
+        return partial(
+            infill, before=prompt, length=arguments.max_new_tokens, after=other, **options
+        )
+    return partial(refine, prompt=prompt, draft=other, **options)
+
+
+def _encoded(flag: str, text: str, tokenizer: "Tokenizer | None", folder: Path) -> list[int]:
+    if tokenizer is None:
+        raise ValueError(f"argument {flag}: {folder} has no tokenizer.json; use --tokens")
+    return tokenizer.encode(text).ids
+
+
 @contextmanager
 def _live_blocks(
     model: Model, tokenizer: "Tokenizer | None", arguments: argparse.Namespace
 ) -> Iterator:
     """An `on_step` that shows the blocks filling, or None where nobody would see it."""
-    if arguments.mode != "diffusion" or arguments.json or not sys.stdout.isatty():
+    if (
+        arguments.mode not in ("diffusion", *_REVISIONS)
+        or arguments.json
+        or not sys.stdout.isatty()
+    ):
         yield None
         return
     from rich.live import Live
@@ -240,7 +307,7 @@ def _device_line(device: torch.device) -> str:
     if device.type == "cpu":
         return f"{torch.get_num_threads()} threads, {backend}"
     arch = launch.arch_of(device)
-    tables = (launch.BLOCK_ATTENTION, launch.CONFIDENCE, launch.REMASK_SCATTER)
+    tables = (launch.BLOCK_ATTENTION, launch.CONFIDENCE, launch.LINEAR, launch.REMASK_SCATTER)
     entries = [entry for table in tables for entry in _entries(table[arch])]
     n_tuned = sum(entry.tuned for entry in entries)
     name = torch.cuda.get_device_name(device)

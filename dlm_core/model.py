@@ -3,10 +3,12 @@
 A forward runs a block of M tokens per request behind that request's context, in one of two ways:
 
 - causal: token i sees the context and tokens up to i, and the block's keys and values are written
-  to the cache. Logits at i predict token i + 1. Prefill, decoding and the commit of a finished
-  block run so.
+  to the cache. Logits at i predict token i + 1. Prefill, decoding, verification and the commit of
+  a finished block run so.
 - bidirectional: every token sees the context and the whole block, and the cache stays as it is.
   Logits at i predict token i. A denoising step runs so.
+
+Quadratic self-speculation mixes the two in one forward; see `Model.forward`.
 
 Module and parameter names are those of the checkpoint. Nothing here waits for the device.
 """
@@ -21,13 +23,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from dlm_kernels import block_attention
+from dlm_kernels import block_attention, linear
 from dlm_kernels.backend import contents_checked
 from dlm_kernels.error_word import ID_OUT_OF_RANGE, set_where
-from dlm_kernels.validate import ID_DTYPES, MAX_BLOCK, check_int, check_tensor
+from dlm_kernels.validate import (
+    ID_DTYPES,
+    MAX_BLOCK,
+    MAX_GROUPED_BLOCK,
+    check_int,
+    check_tensor,
+)
 
 from .cache import KVCache
 from .config import ModelConfig, RopeConfig
+from .paged_cache import PagedKVCache
 
 Device = torch.device | str
 Factory = Callable[..., nn.Module]  # makes a module of given sizes, on the model's device
@@ -102,17 +111,33 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # sums in float32
 
 
+class Linear(nn.Module):
+    """A matrix product without bias: `dlm_kernels.linear`."""
+
+    def __init__(
+        self, in_features: int, out_features: int, *, device: Device, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        weight = torch.empty(out_features, in_features, device=device, dtype=dtype)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor, numerics: str) -> Tensor:
+        return linear(x, self.weight, numerics=numerics)
+
+
 class LayerInputs(NamedTuple):
     """What every layer of one forward takes beside the hidden states."""
 
-    cache: KVCache
+    cache: KVCache | PagedKVCache
     positions: Tensor  # int64 [batch, M]
     query_rotation: Rotation
     key_rotation: Rotation
     causal: bool
+    draft_groups: tuple[int, int] | None
+    kept: Tensor | None  # int64: with draft groups, the rows that go into the cache
     numerics: str
+    lora: bool
     error: Tensor | None
-    lora: bool = False
 
 
 class Attention(nn.Module):
@@ -128,29 +153,32 @@ class Attention(nn.Module):
         self.k_proj = linear(config.hidden_size, kv_size)
         self.v_proj = linear(config.hidden_size, kv_size)
         self.o_proj = linear(query_size, config.hidden_size)
-        self.draft_o_proj: nn.Linear | None = None
+        self.draft_o_proj: Linear | None = None
 
     def forward(self, x: Tensor, inputs: LayerInputs) -> Tensor:
-        q, k, v = self.project(x)
+        q, k, v = self.project(x, inputs.numerics)
         q, k = inputs.query_rotation.apply(q), inputs.key_rotation.apply(k)
         o_proj = self.draft_o_proj if inputs.lora else self.o_proj
-        return o_proj(self.attend(q, k, v, inputs).flatten(-2))
+        return o_proj(self.attend(q, k, v, inputs).flatten(-2), inputs.numerics)
 
     def add_draft_update(self, update: Tensor) -> None:
         """Make the projection of draft forwards: o_proj + update [hidden, query_size]."""
         weight = self.o_proj.weight
         merged = (weight.float() + update.to(weight.device, torch.float32)).to(weight.dtype)
-        self.draft_o_proj = skip_init(nn.Linear, *merged.T.shape, bias=False, device="meta")
+        self.draft_o_proj = Linear(*merged.T.shape, device="meta", dtype=merged.dtype)
         self.draft_o_proj.weight = nn.Parameter(merged, requires_grad=False)
 
-    def project(self, x: Tensor) -> list[Tensor]:
+    def project(self, x: Tensor, numerics: str) -> list[Tensor]:
         """Queries, keys and values [batch, M, heads, head_dim], not yet rotated."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
-        return [proj(x).unflatten(-1, (-1, self.head_dim)) for proj in projections]
+        return [proj(x, numerics).unflatten(-1, (-1, self.head_dim)) for proj in projections]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, inputs: LayerInputs) -> Tensor:
         cache = inputs.cache
-        if inputs.causal:
+        if inputs.draft_groups is not None:
+            kept = inputs.kept
+            cache.write(self.layer, inputs.positions[:, kept], k[:, kept], v[:, kept])
+        elif inputs.causal:
             cache.write(self.layer, inputs.positions, k, v)
             k = v = None
         return block_attention(
@@ -160,6 +188,8 @@ class Attention(nn.Module):
             cache.lengths,
             k,
             v,
+            block_table=cache.block_table,
+            draft_groups=inputs.draft_groups,
             numerics=inputs.numerics,
             max_context=cache.max_length,
             error=inputs.error,
@@ -173,8 +203,15 @@ class GatedMLP(nn.Module):
         self.up_proj = linear(config.hidden_size, config.intermediate_size)
         self.down_proj = linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x: Tensor, numerics: str) -> Tensor:
+        gate, up = self.gate_proj(x, numerics), self.up_proj(x, numerics)
+        if numerics == "invariant" and gate.device.type == "cpu":
+            # F.silu gives the elements behind the last whole vector other bits; exp does not.
+            gate = gate.float()
+            gate = (gate / (1 + torch.exp(-gate))).to(x.dtype)
+        else:
+            gate = F.silu(gate)
+        return self.down_proj(gate * up, numerics)
 
 
 class Layer(nn.Module):
@@ -189,7 +226,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, inputs: LayerInputs) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), inputs)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        return x + self.mlp(self.post_attention_layernorm(x), inputs.numerics)
 
 
 class Encoder(nn.Module):
@@ -223,7 +260,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         where = {"device": device, "dtype": dtype}
-        linear = partial(skip_init, nn.Linear, bias=False, **where)
+        linear = partial(Linear, **where)
         norm = partial(RMSNorm, eps=config.rms_norm_eps, **where)
         embedding = partial(skip_init, nn.Embedding, **where)
         self.encoder = Encoder(config, linear, norm, embedding)
@@ -246,9 +283,10 @@ class Model(nn.Module):
     def forward(
         self,
         tokens: Tensor,
-        cache: KVCache,
+        cache: KVCache | PagedKVCache,
         *,
         causal: bool,
+        draft_groups: tuple[int, int] | None = None,
         numerics: str = "invariant",
         lora: bool = False,
         error: Tensor | None = None,
@@ -259,9 +297,16 @@ class Model(nn.Module):
             tokens: int32 or int64 [batch, M], 1 <= M <= 256; token i of request b stands at
                 position cache.lengths[b] + i.
             cache: the context. A causal forward writes the block's keys and values behind it and
-                leaves `lengths` to `KVCache.advance`; a bidirectional one changes nothing.
+                leaves `lengths` to the caller; a bidirectional one changes nothing.
             causal: see the module's docstring.
-            numerics: of `dlm_kernels.block_attention`.
+            draft_groups: (n, length), with `causal`: the block's last n * length tokens are the
+                groups of quadratic self-speculation, each a token and length - 1 masks that draft
+                what follows it; see `dlm_kernels.block_attention`. The first token of each group
+                stands behind that of the group before, its masks behind it, and only the tokens
+                outside the masks are written to the cache. M may then be up to 512.
+            numerics: "invariant": a row's bits depend on its own tokens and context alone, not on
+                its batch nor, if causal, on the block it is computed in (on a CPU: at a fixed
+                number of threads). "fast": kernels may choose by shape.
             lora: run the projections that hold the draft LoRA; needs `has_draft_lora`.
             error: device error word to set, int32 [1]. An id outside the vocabulary is clamped and
                 sets it; under DLM_CHECK=1 it is a ValueError.
@@ -277,17 +322,26 @@ class Model(nn.Module):
             "tokens", tokens, shape=(cache.batch, "M"), dtypes=ID_DTYPES, device=self.device
         )
         block = tokens.shape[1]
-        check_int("M, the length of tokens,", block, 1, MAX_BLOCK)
+        longest = MAX_BLOCK if draft_groups is None else MAX_GROUPED_BLOCK
+        check_int("M, the length of tokens,", block, 1, longest)
         if cache.dtype != self.dtype:
             raise TypeError(f"cache holds {cache.dtype}; it must hold {self.dtype}, as the model")
-        if causal:
-            cache.check_room(block)
         if lora and not self.has_draft_lora:
             raise ValueError("lora is True; the model's checkpoint held no draft LoRA")
+        row = torch.arange(block, device=tokens.device)
+        kept = None
+        if draft_groups is not None:
+            if not causal:
+                raise ValueError(f"draft_groups is {draft_groups}; it needs causal=True")
+            row, kept = _grouped_rows(row, *draft_groups)
+        if causal:
+            cache.check_room(block if kept is None else len(kept))
         ids = self._in_vocabulary(tokens, error)
-        positions = cache.lengths[:, None].long() + torch.arange(block, device=tokens.device)
+        positions = cache.lengths[:, None].long() + row
         rotations = self.rotary(positions)
-        inputs = LayerInputs(cache, positions, *rotations, causal, numerics, error, lora)
+        inputs = LayerInputs(
+            cache, positions, *rotations, causal, draft_groups, kept, numerics, lora, error
+        )
         return self.encoder(ids, inputs)
 
     def _in_vocabulary(self, tokens: Tensor, error: Tensor | None) -> Tensor:
@@ -299,6 +353,19 @@ class Model(nn.Module):
         set_where(error, ids != tokens, ID_OUT_OF_RANGE)
         return ids
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, numerics: str = "invariant") -> Tensor:
         """Logits [..., vocab_size] of hidden states [..., hidden_size], in the model's dtype."""
-        return self.diffusion_head(hidden)
+        return self.diffusion_head(hidden, numerics)
+
+
+def _grouped_rows(row: Tensor, n: int, length: int) -> tuple[Tensor, Tensor]:
+    """Of a block that ends in `n` draft groups of `length` rows, int64 on row's device:
+
+    each row's place behind the context [M], and which rows are kept in the cache: all but masks.
+    """
+    lead = len(row) - n * length
+    in_groups = (row - lead).clamp(min=0)
+    slot = in_groups % length
+    place = torch.where(row < lead, row, lead + in_groups // length + slot)
+    kept = torch.cat([row[:lead], row[lead::length]])
+    return place, kept

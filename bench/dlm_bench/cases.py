@@ -16,6 +16,7 @@ from dlm_core import PRESETS
 from dlm_kernels import (
     BlockState,
     Cost,
+    Rule,
     block_attention,
     block_attention_cost,
     confidence,
@@ -138,16 +139,17 @@ def remask_case(batch: int, dtype: torch.dtype) -> Case:
         surety = torch.rand(shape, device=device)
         state = BlockState.start(tokens, mask_id)
         start = [each.clone() for each in state]
-        rule = {"mask_id": mask_id, "eos_id": eos_id, "threshold": THRESHOLD}
+        ids = {"mask_id": mask_id, "eos_id": eos_id}
+        rule = Rule(threshold=THRESHOLD)
 
         def run() -> tuple[Tensor, Tensor]:
-            remask_scatter(state, candidate, surety, **rule)
+            remask_scatter(state, candidate, surety, rule, **ids)
             return state.tokens, state.done
 
         given = start[0], candidate, surety
         peers: dict[str, Runner] = {
-            "where, argmax, scatter": lambda: where_scatter(*given, **rule),
-            "loop over requests": lambda: loop_over_requests(*given, **rule),
+            "where, argmax, scatter": lambda: where_scatter(*given, **ids, threshold=THRESHOLD),
+            "loop over requests": lambda: loop_over_requests(*given, **ids, threshold=THRESHOLD),
         }
         return Workload(run, peers, view=tuple, reset=lambda: restore(state, start))
 

@@ -192,12 +192,12 @@ def plain_step(
     query_rotation, key_rotation = model.rotary(positions)
     x = model.encoder.embed_tokens(tokens)
     for layer, keys, values in zip(model.encoder.layers, cache.keys, cache.values, strict=True):
-        q, k, v = layer.self_attn.project(layer.input_layernorm(x))
+        q, k, v = layer.self_attn.project(layer.input_layernorm(x), "fast")
         q, k = query_rotation.apply(q), key_rotation.apply(k)
         keys, values = torch.cat([keys[:, :context], k], 1), torch.cat([values[:, :context], v], 1)
-        x = x + layer.self_attn.o_proj(sdpa(q, keys, values).flatten(-2))
-        x = x + layer.mlp(layer.post_attention_layernorm(x))
-    logits = model.logits(model.encoder.norm(x))
+        x = x + layer.self_attn.o_proj(sdpa(q, keys, values).flatten(-2), "fast")
+        x = x + layer.mlp(layer.post_attention_layernorm(x), "fast")
+    logits = model.logits(model.encoder.norm(x), "fast")
     candidate, confidence = softmax_gather(logits.flatten(0, 1))
     return where_scatter(
         tokens,

@@ -159,7 +159,11 @@ class Bench:
         self._show(f"{name} {_sizes(shape)}: whole step")
         cost = total(costs)
         timing = clock(bench.step, reset=bench.reset)
-        peers = [_step_peer("plain torch", lambda: clock(bench.peer))]
+        fast = partial(clock, partial(bench.step, "fast"), reset=bench.reset)
+        peers = [
+            _step_peer("plain torch", lambda: clock(bench.peer)),
+            _step_peer("ours, fast numerics", fast),  # below 1: what invariance costs
+        ]
         if timing.graph:
             eager = partial(self.stopwatch.time, bench.step, reset=bench.reset)
             peers.append(_step_peer("ours, launched eagerly", eager))

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from dlm_core import PRESETS, KVCache, Model
-from dlm_core.decoding.autoregressive import extend
-from dlm_core.decoding.diffusion import denoise_step
+from dlm_core.decoding.diffusion import Needs, denoise_step
+from dlm_core.decoding.prefill import extend
+from dlm_core.decoding.runner import Runner
+from dlm_core.decoding.sampling import Sampling, SamplingTable
 from dlm_core.model import LayerInputs
-from dlm_kernels import BlockState, confidence, new_error_word, raise_on_error, remask_scatter
+from dlm_kernels import BlockState, Rule, RuleTable, confidence, raise_on_error, remask_scatter
 from dlm_roofline.step_cost import ATTENTION, EMBEDDING, HEAD, PROJECTIONS, REMASK
 
 from .cases import THRESHOLD, restore
@@ -59,20 +61,16 @@ class StepBench:
         tokens[:, 0] = config.bos_token_id
         self.state = BlockState.start(tokens, config.mask_token_id)
         self._start = [each.clone() for each in self.state]
-        self.banned = torch.tensor([config.mask_token_id], dtype=torch.int32, device=device)
-        self.error = new_error_word(device)
+        self.runner = Runner.of(model)
+        rule, sampling = Rule(threshold=THRESHOLD), Sampling()
+        self.rules = RuleTable.pack([rule] * batch, device)
+        self.table = SamplingTable.pack([sampling] * batch, device)
+        self.needs = Needs.of(rule, sampling)
 
-    def step(self) -> Tensor:
+    def step(self, numerics: str = "invariant") -> Tensor:
         """One step of ours; returns the tokens [batch, block]."""
-        denoise_step(
-            self.model,
-            self.cache,
-            self.state,
-            banned=self.banned,
-            threshold=THRESHOLD,
-            steps=None,
-            error=self.error,
-        )
+        runner = replace(self.runner, numerics=numerics)
+        denoise_step(runner, self.cache, self.state, self.needs, self.rules, self.table)
         return self.state.tokens
 
     def peer(self) -> Tensor:
@@ -85,7 +83,7 @@ class StepBench:
     def decode(self) -> Tensor:
         """One AR decoding step of the same model and batch, behind the same context."""
         token = self.state.tokens[:, :1]
-        return extend(self.model, self.cache, token, banned=self.banned, error=self.error)
+        return extend(self.runner, self.cache, token, None)
 
     def reset(self) -> None:
         """Back to before the first step."""
@@ -95,7 +93,7 @@ class StepBench:
 
     def check(self) -> None:
         """Raise if a step so far has set the error word."""
-        raise_on_error(self.error)
+        raise_on_error(self.runner.error)
 
     def stages(self) -> dict[str, tuple[Callable[[], object], Callable[[], object] | None]]:
         """Each stage by name, and its plain-torch peer, on inputs like those within a step."""
@@ -103,9 +101,12 @@ class StepBench:
         encoder, attentions = model.encoder, [layer.self_attn for layer in model.encoder.layers]
         positions = cache.lengths[:, None].long() + torch.arange(self.block, device=model.device)
         rotations = model.rotary(positions)
-        inputs = LayerInputs(cache, positions, *rotations, False, "invariant", self.error)
+        error = self.runner.error
+        inputs = LayerInputs(
+            cache, positions, *rotations, False, None, None, "invariant", False, error
+        )
         x = encoder.norm(torch.randn_like(encoder.embed_tokens(state.tokens)))
-        q, k, v = attentions[0].project(x)
+        q, k, v = attentions[0].project(x, "invariant")
         q, k = rotations[0].apply(q), rotations[1].apply(k)
         attended = attentions[0].attend(q, k, v, inputs).flatten(-2)
 
@@ -121,11 +122,11 @@ class StepBench:
                 hidden = hidden + x
             return encoder.norm(hidden)
 
-        def projections_and_mlp() -> None:
+        def projections_and_mlp(numerics: str = "invariant") -> None:
             for layer in encoder.layers:
-                layer.self_attn.project(x)
-                layer.self_attn.o_proj(attended)
-                layer.mlp(x)
+                layer.self_attn.project(x, numerics)
+                layer.self_attn.o_proj(attended, numerics)
+                layer.mlp(x, numerics)
 
         def attention() -> None:
             for layer in attentions:
@@ -136,21 +137,22 @@ class StepBench:
                 model.logits(x).flatten(0, 1),
                 tokens=self._start[0].flatten(),
                 mask_id=model.config.mask_token_id,
-                banned=self.banned,
-                error=self.error,
+                banned=self.runner.banned,
+                error=error,
             )
 
         chosen = head_and_confidence()
+        rule = Rule(threshold=THRESHOLD)
 
         def remask() -> None:
             remask_scatter(
                 state,
                 chosen.token.view_as(state.tokens),
                 chosen.probability.view_as(state.tokens),
+                rule,
                 mask_id=model.config.mask_token_id,
                 eos_id=model.config.eos_token_id,
-                threshold=THRESHOLD,
-                error=self.error,
+                error=error,
             )
 
         def peer_attention() -> None:
@@ -172,11 +174,11 @@ class StepBench:
         # Ours, and the same in plain torch where that is not what ours runs anyway.
         return {
             EMBEDDING: (embedding_and_norms, None),
-            PROJECTIONS: (projections_and_mlp, None),
+            PROJECTIONS: (projections_and_mlp, lambda: projections_and_mlp("fast")),
             ATTENTION: (attention, peer_attention),
             HEAD: (
                 head_and_confidence,
-                lambda: softmax_gather(model.logits(x).flatten(0, 1)),
+                lambda: softmax_gather(model.logits(x, "fast").flatten(0, 1)),
             ),
             REMASK: (remask, peer_remask),
         }

@@ -1,6 +1,19 @@
 """Decoding loops: what to run next, given what the model said."""
 
-from .generate import generate
+from .batch import Batch
+from .generate import generate, infill, refine, stream
+from .request import Request
 from .result import Generation, StepEvent
+from .sampling import Sampling
 
-__all__ = ["Generation", "StepEvent", "generate"]
+__all__ = [
+    "Batch",
+    "Generation",
+    "Request",
+    "Sampling",
+    "StepEvent",
+    "generate",
+    "infill",
+    "refine",
+    "stream",
+]

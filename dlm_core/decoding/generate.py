@@ -1,25 +1,17 @@
-"""The public entry: checks a request, then runs the loop of its mode."""
+"""The public entries for one request: generate, infill, refine, stream."""
 
-import math
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from dlm_kernels.validate import MAX_BLOCK, check_int
+from dlm_kernels import Rule
 
-from ..config import ModelConfig
 from ..model import Model
-from .autoregressive import decode_autoregressive
-from .diffusion import decode_diffusion
+from .batch import Batch
+from .options import infill_request, new_request, refine_request
+from .request import Request
 from .result import Generation, StepEvent
-from .self_speculation import decode_linear_spec
+from .sampling import Sampling
 
-# Each mode with the arguments that belong to it.
-MODES = {
-    "autoregressive": (),
-    "diffusion": ("block_length", "threshold", "steps", "on_step"),
-    "linear_spec": ("block_length", "lora"),
-}
-DEFAULT_THRESHOLD = 0.9
+_PAGE_SIZE = 64
 
 
 def generate(
@@ -27,106 +19,188 @@ def generate(
     prompt: Sequence[int],
     max_new_tokens: int,
     mode: str = "autoregressive",
+    *,
     block_length: int | None = None,
+    rule: Rule | str | None = None,
     threshold: float | None = None,
     steps: int | None = None,
     lora: bool | None = None,
+    sampling: Sampling | None = None,
+    numerics: str = "invariant",
     on_step: Callable[[StepEvent], None] | None = None,
 ) -> Generation:
-    """Generate greedily behind one prompt. The mask id is never chosen, in any mode.
+    """Generate behind one prompt. The mask id is never chosen, in any mode.
 
     Args:
         model: from `load_model` or `random_model`.
         prompt: token ids, at least one; the mask id is not allowed.
         max_new_tokens: at most so many tokens come back; an EOS ends them sooner.
         mode: "autoregressive", one token a forward; "diffusion", blocks of masks denoised in a few
-            forwards; "linear_spec", drafts by diffusion that a causal forward verifies, which gives
-            the tokens of "autoregressive" in fewer forwards, up to the rounding of matrix products
-            that torch may run differently for one token and for a block.
-        block_length: diffusion and linear_spec: tokens a block, 2 to 256; by default the config's
-            block_size. Blocks are always whole: what goes beyond max_new_tokens is cut.
-        threshold: diffusion, in [0, 1]. A step commits every masked position whose candidate is at
-            least this likely, and always the likeliest. 0.9 if neither this nor `steps` is given.
-        steps: diffusion, in [1, block_length - 1]. A block's masks are split evenly over so many
-            steps, the earlier ones taking the remainder; excludes `threshold`.
+            forwards; "linear_spec" and "quadratic_spec", drafts by diffusion that causal rows
+            verify, which gives what "autoregressive" gives in fewer forwards: the same tokens if
+            greedy, the same distribution if sampled.
+        block_length: diffusion and linear_spec: tokens a block, 2 to 256, by default the config's
+            block_size; quadratic_spec: drafts a cycle, 2 to 16, by default at most 16. Blocks are
+            always whole: what goes beyond max_new_tokens is cut.
+        rule: diffusion: what a step commits, a `Rule` or the name of a preset; "nemotron" if
+            neither this nor one of the next two is given.
+        threshold: diffusion, in [0, 1]: `Rule(threshold=...)`. A step commits every masked position
+            whose candidate is at least this likely, and always the likeliest.
+        steps: diffusion, in [1, block_length - 1]: `Rule(steps=...)`. A block's masks are split
+            evenly over so many steps, the earlier ones taking the remainder.
         lora: linear_spec: draft with the checkpoint's draft LoRA. By default, where it has one.
-        on_step: diffusion: called after each denoising step, which then reads the block back.
+        sampling: temperature, filters and seed; greedy by default.
+        numerics: "invariant": tokens are a function of the request alone. "fast": products and
+            attention may round by shape, so that self-speculation can differ from autoregressive
+            decoding where two tokens are about equally likely.
+        on_step: diffusion: called after each denoising step.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it and its value.
+        MemoryError: the device has no memory for the cache.
         dlm_kernels.DeviceError: the logits held NaN or nothing to choose.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
-    config = model.config
-    prompt = _checked_prompt(prompt, config)
-    check_int("max_new_tokens", max_new_tokens, 1, config.max_position_embeddings)
-    given = {
-        "block_length": block_length,
-        "threshold": threshold,
-        "steps": steps,
-        "lora": lora,
-        "on_step": on_step,
-    }
-    for name, value in given.items():
-        if value is not None and name not in MODES[mode]:
-            modes = " or ".join(repr(m) for m, names in MODES.items() if name in names)
-            raise ValueError(f"{name} is {value!r}; it needs mode={modes}")
-    if on_step is not None and not callable(on_step):
-        raise TypeError(f"on_step is {on_step!r}; it must be callable")
-    if mode == "autoregressive":
-        _check_context(len(prompt), max_new_tokens, max_new_tokens, config)
-        return decode_autoregressive(model, prompt, max_new_tokens)
-
-    if block_length is None:
-        block_length = config.block_size
-    check_int("block_length", block_length, 2, MAX_BLOCK)
-    if mode == "linear_spec":
-        if lora is None:
-            lora = model.has_draft_lora
-        if lora and not model.has_draft_lora:
-            raise ValueError("lora is True; the model's checkpoint held no draft LoRA")
-        last_block = max_new_tokens - 1 + block_length
-        _check_context(len(prompt), max_new_tokens, last_block, config)
-        return decode_linear_spec(model, prompt, max_new_tokens, block_length, lora)
-
-    if steps is not None:
-        if threshold is not None:
-            raise ValueError(f"threshold is {threshold} beside steps={steps}; give one of the two")
-        check_int("steps", steps, 1, block_length - 1)
-    else:
-        threshold = _checked_threshold(DEFAULT_THRESHOLD if threshold is None else threshold)
-    whole_blocks = math.ceil(max_new_tokens / block_length) * block_length
-    _check_context(len(prompt), max_new_tokens, whole_blocks, config)
-    return decode_diffusion(model, prompt, max_new_tokens, block_length, threshold, steps, on_step)
+    request = new_request(
+        model,
+        prompt,
+        max_new_tokens,
+        mode,
+        block_length=block_length,
+        rule=rule,
+        threshold=threshold,
+        steps=steps,
+        lora=lora,
+        sampling=sampling,
+        on_step=on_step,
+    )
+    return _finished(model, request, numerics, on_step)
 
 
-def _checked_prompt(prompt: Sequence[int], config: ModelConfig) -> list[int]:
-    try:
-        ids = [operator.index(token) for token in prompt]
-    except TypeError:
-        raise TypeError(f"prompt is {prompt!r}; it must be a sequence of integer ids") from None
-    if not ids:
-        raise ValueError("prompt is empty; it must hold at least one token id")
-    for token in ids:
-        if not 0 <= token < config.vocab_size:
-            raise ValueError(f"prompt holds {token}; ids must be in [0, {config.vocab_size})")
-        if token == config.mask_token_id:
-            raise ValueError(f"prompt holds {token}, the mask id, which stands for no token")
-    return ids
+def infill(
+    model: Model,
+    before: Sequence[int],
+    length: int,
+    after: Sequence[int],
+    *,
+    rule: Rule | str | None = None,
+    threshold: float | None = None,
+    steps: int | None = None,
+    sampling: Sampling | None = None,
+    numerics: str = "invariant",
+    on_step: Callable[[StepEvent], None] | None = None,
+) -> Generation:
+    """Fill a gap of `length` tokens between two texts, of which neither changes.
+
+    The gap and what follows it are one block, so every position sees both sides.
+
+    Args:
+        before: token ids before the gap, at least one.
+        length: tokens in the gap; with `after` at most 256. An EOS is never put into it.
+        after: token ids behind the gap.
+        The others are those of `generate` in mode "diffusion".
+
+    Returns:
+        A Generation whose tokens are the gap's.
+    """
+    request = infill_request(
+        model,
+        before,
+        length,
+        after,
+        rule=rule,
+        threshold=threshold,
+        steps=steps,
+        sampling=sampling,
+        on_step=on_step,
+    )
+    return _finished(model, request, numerics, on_step)
 
 
-def _checked_threshold(threshold: float) -> float:
-    if not isinstance(threshold, int | float) or isinstance(threshold, bool):
-        raise TypeError(f"threshold is {threshold!r}; it must be a number")
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; it must be in [0, 1]")
-    return threshold
+def refine(
+    model: Model,
+    prompt: Sequence[int],
+    draft: Sequence[int],
+    *,
+    rule: Rule | str = "llada2",
+    block_length: int | None = None,
+    sampling: Sampling | None = None,
+    numerics: str = "invariant",
+    on_step: Callable[[StepEvent], None] | None = None,
+) -> Generation:
+    """Revise a draft, block after block: tokens are edited, or masked again and filled anew.
+
+    Args:
+        prompt: token ids before the draft, at least one; they do not change.
+        draft: token ids to revise, at least one.
+        rule: has `edit_steps` or `remask_below`.
+        block_length: tokens a block, 1 to 256, by default the config's block_size.
+        The others are those of `generate` in mode "diffusion".
+
+    Returns:
+        A Generation of the revised tokens, cut after the first EOS.
+    """
+    request = refine_request(
+        model,
+        prompt,
+        draft,
+        rule=rule,
+        block_length=block_length,
+        sampling=sampling,
+        on_step=on_step,
+    )
+    return _finished(model, request, numerics, on_step)
 
 
-def _check_context(prompt: int, max_new_tokens: int, new: int, config: ModelConfig) -> None:
-    if prompt + new > config.max_position_embeddings:
-        raise ValueError(
-            f"max_new_tokens is {max_new_tokens}; behind a prompt of {prompt} tokens that takes"
-            f" {prompt + new} positions, and the model has {config.max_position_embeddings}"
-        )
+def stream(
+    model: Model,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    mode: str = "autoregressive",
+    *,
+    numerics: str = "invariant",
+    events: bool = False,
+    **options,
+) -> Iterator[list[int] | StepEvent]:
+    """The tokens of `generate` in runs, each as soon as it is decided for good.
+
+    In diffusion a run ends before the first mask; a rule that edits or masks again decides whole
+    blocks. With `events`, for diffusion, each denoising step's StepEvent comes before its run.
+    Arguments are checked at once, not at the first run; leaving the iterator early is fine.
+    """
+    wanted = {"on_step": lambda event: None} if events else {}
+    request = new_request(model, prompt, max_new_tokens, mode, **options, **wanted)
+    batch = _batch_for(model, request, numerics)
+    return _runs(batch, request)
+
+
+def _runs(batch: Batch, request: Request) -> Iterator[list[int] | StepEvent]:
+    while batch.running or batch.waiting:
+        batch.step()
+        yield from request.events
+        request.events.clear()
+        if new := request.take_new_tokens():
+            yield new
+
+
+def _finished(
+    model: Model,
+    request: Request,
+    numerics: str,
+    on_step: Callable[[StepEvent], None] | None,
+) -> Generation:
+    """Run one request to its end."""
+    batch = _batch_for(model, request, numerics)
+    while batch.running or batch.waiting:
+        batch.step()
+        for event in request.events:
+            on_step(event)
+        request.events.clear()
+    return request.generation
+
+
+def _batch_for(model: Model, request: Request, numerics: str) -> Batch:
+    """A batch with just the pages that one request can need."""
+    pages = -(-request.mode.longest // _PAGE_SIZE)
+    batch = Batch(model, pages=pages, page_size=_PAGE_SIZE, numerics=numerics)
+    batch.add(request)
+    return batch

@@ -30,17 +30,19 @@ class Generation:
 
 @dataclass(frozen=True)
 class StepEvent:
-    """One denoising step, as `on_step` sees it.
+    """One denoising step.
 
     block, step: counted from 0, the step within its block.
     tokens: the whole block after the step, the mask id where undecided.
-    committed: positions in the block that this step committed, rising.
+    committed: positions in the block that this step committed or edited, rising.
+    remasked: positions that this step made masks again, rising.
     """
 
     block: int
     step: int
     tokens: list[int]
     committed: list[int]
+    remasked: list[int] = field(default_factory=list)
 
 
 def cut(tokens: list[int], eos_id: int, max_new_tokens: int) -> list[int]:

@@ -1,56 +1,272 @@
-"""Self-speculation: one checkpoint drafts a block by diffusion and verifies it autoregressively."""
+"""Self-speculation: one checkpoint drafts by diffusion and verifies autoregressively.
 
-from collections import Counter
+Greedy, both variants give the tokens of autoregressive decoding: under `invariant` numerics a
+verified row of logits has the bits that the same token decoded alone has. At a temperature drafts
+are accepted by speculative rejection sampling, so that the tokens have the distribution of
+autoregressive sampling.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from dlm_kernels import DeviceError, confidence, new_error_word, raise_on_error
+from dlm_kernels.validate import MAX_BLOCK
 
-from ..cache import KVCache
-from ..model import Model
-from .autoregressive import prefill, read_token
-from .result import Generation, cut
+from ..paged_cache import PagedKVCache, to_device
+from .prefill import prefill_phase, publish_prompt
+from .request import Phase, Request
+from .runner import Runner, check_tokens, table_of
+from .sampling import SamplingTable, accept_drafts, draw
+
+MAX_K = 16  # drafts a cycle of quadratic self-speculation, in a forward of k (k + 1) rows
 
 
-def decode_linear_spec(
-    model: Model, prompt: list[int], max_new_tokens: int, block_length: int, lora: bool
-) -> Generation:
-    """Linear self-speculation of one request; `generate` has checked the arguments.
+@dataclass
+class LinearSpec:
+    """A cycle drafts by one bidirectional forward over [seed | masks] and verifies by one causal
+    forward over [seed | drafts].
 
-    A cycle drafts by one bidirectional forward over [seed | masks] and verifies by one causal
-    forward over [seed | drafts]. The verifier's choices are emitted up to and including the first
-    that its draft did not foresee, so each token is the one that greedy decoding gives, up to the
-    rounding of matrix products. The cache keeps the seed and the drafts that were right; the last
-    choice is the next seed.
+    The verifier's choices are emitted up to and including the first that its draft did not foresee.
+    The cache keeps the seed and the drafts that were right; the last choice is the next seed.
     """
-    config = model.config
-    capacity = len(prompt) + max_new_tokens - 1 + block_length
-    cache = KVCache(config, 1, capacity, device=model.device, dtype=model.dtype)
-    banned = torch.tensor([config.mask_token_id], dtype=torch.int32, device=model.device)
-    error = new_error_word(model.device)
 
-    seed, n_prefills = prefill(model, cache, prompt, banned=banned, error=error)
-    forwards = Counter(prefill=n_prefills)
-    tokens, accepted = [read_token(seed, error)], []
-    while config.eos_token_id not in tokens and len(tokens) < max_new_tokens:
-        block = seed.new_full((1, block_length), config.mask_token_id)
-        block[:, 0] = seed
-        hidden = model(block, cache, causal=False, lora=lora, error=error)
-        drafts = confidence(model.logits(hidden[0, 1:]), banned=banned, error=error).token
-        block[0, 1:] = drafts
-        hidden = model(block, cache, causal=True, error=error)
-        choices = confidence(model.logits(hidden[0]), banned=banned, error=error).token
-        foreseen = (choices[:-1] == drafts).cumprod(0).sum(0, keepdim=True)
-        forwards.update(("draft", "verify"))
+    block_length: int
+    lora: bool
+    longest: int
+    cycle: int = 0
 
-        *chosen, n_foreseen, word = torch.cat([choices, foreseen, error]).tolist()
-        raise_on_error(word)
-        emitted = chosen[: n_foreseen + 1]
-        if min(emitted) < 0:
-            raise DeviceError("a row of logits has no token to choose")
-        cache.advance(len(emitted))
-        seed = choices[n_foreseen : n_foreseen + 1]
-        tokens += emitted
-        accepted.append(len(emitted))
-    tokens = cut(tokens, config.eos_token_id, max_new_tokens)
-    return Generation(tokens, dict(forwards), accepted=accepted)
+    def first_phase(self, request: Request) -> Phase:
+        return prefill_phase(request, needs_seed=True)
+
+    def begin(self, request: Request, seed: Tensor, value: int) -> None:
+        self.seed = seed
+        if not request.emit([value]):
+            shape = (self.block_length, self.lora, request.sampling.greedy)
+            request.phase = Phase(_draft_and_verify, shape, self.block_length)
+
+
+def _draft_and_verify(runner: Runner, requests: list[Request]) -> None:
+    shape = requests[0].phase.shape
+    seeds = torch.cat([request.mode.seed for request in requests])
+    table = table_of([request.sampling for request in requests], seeds.device)
+    inputs = (seeds, _cycles(requests, seeds.device), *(table or ()))
+    rows, (choices,) = runner.run(_linear_work, shape, requests, shape[0], *inputs)
+    for request, tokens in zip(requests, _accept(requests, rows, choices), strict=True):
+        request.forwards.update(("draft", "verify"))
+        request.emit(tokens)
+
+
+def _linear_work(
+    runner: Runner, shape: tuple, cache: PagedKVCache, seeds: Tensor, step: Tensor, *table: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One cycle behind `seeds` int32 [batch]: the verdict for the host, and its choices."""
+    block_length, lora, _ = shape
+    settings = SamplingTable(*table) if table else None
+    block = seeds.new_full((len(seeds), block_length), runner.model.config.mask_token_id)
+    block[:, 0] = seeds
+    position = cache.lengths[:, None].long() + torch.arange(1, block_length, device=seeds.device)
+
+    hidden = runner.hidden(block, cache, causal=False, lora=lora)
+    drafts = _draft(runner, hidden[:, 1:], settings, position, step)
+    block[:, 1:] = drafts.tokens
+    hidden = runner.hidden(block, cache, causal=True)
+    verdict = _verify(runner, drafts, runner.logits(hidden), settings, position, step)
+    return torch.cat([verdict.n_right[:, None], verdict.choices], 1), verdict.choices
+
+
+@dataclass
+class QuadraticSpec:
+    """One forward a cycle over k groups, group j of [draft j | k masks].
+
+    The first row of each group verifies the draft of the next group, and its masks draft what would
+    follow if that was right; the masks of the last right group make the next cycle's drafts. The
+    first pass, over [prompt | k masks], is such a forward of one group.
+
+    A cycle emits the drafts that were right. The first of them, the verifier's last choice of the
+    cycle before, always is.
+    """
+
+    k: int
+    longest: int
+    cycle: int = 0
+
+    def first_phase(self, request: Request) -> Phase:
+        left = len(request.prompt) - request.context.length
+        if left > MAX_BLOCK:
+            return prefill_phase(request, needs_seed=False)
+        return Phase(_first_pass, (left, self.k, request.sampling.greedy), left)
+
+    def begin(self, request: Request, seed: Tensor, value: int) -> None:
+        self.seed, self.seed_value = seed, value
+        request.phase = Phase(_verify_and_draft, (self.k, request.sampling.greedy), self.k)
+
+
+def _first_pass(runner: Runner, requests: list[Request]) -> None:
+    """Prompts come in all lengths and once, so this runs eagerly."""
+    chunk, k, _ = requests[0].phase.shape
+    device = runner.model.device
+    table = table_of([request.sampling for request in requests], device)
+    masks = [runner.model.config.mask_token_id] * k
+    ids = [request.prompt[request.context.length :] + masks for request in requests]
+    cache = PagedKVCache([request.context for request in requests])
+    tokens = to_device(torch.tensor(ids), device)
+    hidden = runner.hidden(tokens, cache, causal=True, draft_groups=(1, k + 1))
+    cache.advance(chunk)
+
+    # The first mask stands where the seed does, and the others behind it.
+    position = cache.lengths[:, None].long() + torch.arange(k, device=device)
+    step = _cycles(requests, device)
+    logits = runner.logits(hidden[:, chunk - 1 : chunk])
+    seeds = runner.choose(logits, table, position[:, :1], step[:, None])[:, 0]
+    drafts = _draft(runner, hidden[:, chunk + 1 :], table, position[:, 1:], step)
+    values = runner.read(seeds)
+    check_tokens(values)
+    for i, request in enumerate(requests):
+        request.forwards["prefill"] += 1
+        request.mode.drafts = drafts.of(i)
+        publish_prompt(request)
+        request.mode.begin(request, seeds[i : i + 1], values[i])
+
+
+def _verify_and_draft(runner: Runner, requests: list[Request]) -> None:
+    shape = requests[0].phase.shape
+    seeds = torch.cat([request.mode.seed for request in requests])
+    table = table_of([request.sampling for request in requests], seeds.device)
+    drafts = Drafts.together([request.mode.drafts for request in requests])
+    inputs = [seeds, _cycles(requests, seeds.device) + 1, drafts.tokens]
+    if table:
+        inputs += [drafts.log_probs, *table]
+    rows, (choices, *new) = runner.run(_quadratic_work, shape, requests, shape[0], *inputs)
+    drafts = Drafts(new[0], new[1] if table else None)
+    for i, tokens in enumerate(_accept(requests, rows, choices)):
+        request, mode = requests[i], requests[i].mode
+        request.forwards["verify"] += 1
+        mode.drafts = drafts.of(i)
+        right = [mode.seed_value, *tokens[:-1]]
+        mode.seed_value = tokens[-1]
+        request.emit(right)
+
+
+def _quadratic_work(
+    runner: Runner,
+    shape: tuple,
+    cache: PagedKVCache,
+    seeds: Tensor,
+    step: Tensor,
+    drafted: Tensor,
+    log_probs: Tensor | None = None,
+    *table: Tensor,
+) -> tuple[Tensor, ...]:
+    """One cycle of k groups, the first of `seeds` and the others of `drafted` [batch, k - 1].
+
+    Returns the verdict for the host, its choices, and the next drafts.
+    """
+    k, _ = shape
+    settings = SamplingTable(*table) if table else None
+    batch, device = len(seeds), seeds.device
+    groups = seeds.new_full((batch, k, k + 1), runner.model.config.mask_token_id)
+    groups[:, 0, 0] = seeds
+    groups[:, 1:, 0] = drafted
+    position = cache.lengths[:, None].long() + torch.arange(1, k, device=device)
+
+    hidden = runner.hidden(groups.flatten(1), cache, causal=True, draft_groups=(k, k + 1))
+    hidden = hidden.unflatten(1, (k, k + 1))
+    logits = runner.logits(hidden[:, :, 0])
+    verdict = _verify(runner, Drafts(drafted, log_probs), logits, settings, position, step)
+    # The first mask of the last right group stands where its verified choice does.
+    masks = hidden[torch.arange(batch, device=device), verdict.n_right.long(), 2:]
+    position = position + 1 + verdict.n_right[:, None]
+    drafts = _draft(runner, masks, settings, position, step)
+    rows = torch.cat([verdict.n_right[:, None], verdict.choices], 1)
+    return rows, verdict.choices, *(x for x in drafts if x is not None)
+
+
+# --- what the two have in common
+
+
+class Drafts(NamedTuple):
+    """Proposed tokens and what they were drawn from."""
+
+    tokens: Tensor  # int32 [batch, K]
+    log_probs: Tensor | None  # float32 [batch, K, vocab]; None if greedy
+
+    def of(self, i: int) -> "Drafts":
+        """Those of request `i` of the batch."""
+        return Drafts(*(None if x is None else x[i : i + 1] for x in self))
+
+    @classmethod
+    def together(cls, drafts: Sequence["Drafts"]) -> "Drafts":
+        return cls(*(None if xs[0] is None else torch.cat(xs) for xs in zip(*drafts, strict=True)))
+
+
+class Verdict(NamedTuple):
+    """n_right: int32 [batch], drafts kept. choices: int32 [batch, K + 1]; the first n_right + 1 are
+    the tokens to emit, the last of them the verifier's own."""
+
+    n_right: Tensor
+    choices: Tensor
+
+
+def _draft(
+    runner: Runner,
+    hidden: Tensor,
+    table: SamplingTable | None,
+    position: Tensor,
+    step: Tensor,
+) -> Drafts:
+    """Propose a token for each row of hidden states [batch, K, hidden_size] at `position`."""
+    logits = runner.logits(hidden)
+    if table is None:
+        return Drafts(runner.choose(logits, None, position, step), None)
+    log_probs = runner.distribution(logits, table)
+    return Drafts(draw(log_probs, table, position, step[:, None]), log_probs)
+
+
+def _verify(
+    runner: Runner,
+    drafts: Drafts,
+    logits: Tensor,
+    table: SamplingTable | None,
+    position: Tensor,
+    step: Tensor,
+) -> Verdict:
+    """Judge K drafts at `position` [batch, K] by causal logits [batch, K + 1, vocab].
+
+    Row i of the logits gives the token at the place of draft i, and the last the one behind.
+    """
+    if table is None:
+        choices = runner.choose(logits, None, position, step)
+        n_right = (choices[:, :-1] == drafts.tokens).cumprod(1).sum(1, dtype=torch.int32)
+        return Verdict(n_right, choices)
+    target = runner.distribution(logits, table)
+    n_right, token = accept_drafts(
+        drafts.log_probs, target, drafts.tokens, table, position[:, 0], step
+    )
+    choices = torch.cat([drafts.tokens, token[:, None]], 1)
+    return Verdict(n_right, choices.scatter(1, n_right[:, None].long(), token[:, None]))
+
+
+def _accept(requests: list[Request], rows: list[list[int]], choices: Tensor) -> list[list[int]]:
+    """What was right is context now, and the last choice the next seed.
+
+    rows: the verdict on the host; choices: its choices on the device. Returns each request's
+    choices: its right drafts, and the verifier's own token behind them.
+    """
+    chosen = []
+    for i, (request, (n_right, *tokens)) in enumerate(zip(requests, rows, strict=True)):
+        tokens = tokens[: n_right + 1]
+        check_tokens(tokens)
+        request.mode.cycle += 1
+        request.mode.seed = choices[i, n_right : n_right + 1]
+        request.context.advance(len(tokens))
+        request.accepted.append(len(tokens))
+        chosen.append(tokens)
+    return chosen
+
+
+def _cycles(requests: Sequence[Request], device: torch.device) -> Tensor:
+    """How many cycles each request has run: int64 [batch], which keys the noise."""
+    return to_device(torch.tensor([request.mode.cycle for request in requests]), device)

@@ -5,22 +5,30 @@ Every op runs as a Triton kernel on CUDA tensors and as plain torch elsewhere; s
 
 from .block_attention import block_attention, block_attention_cost
 from .confidence import Confidence, confidence, confidence_cost
-from .cost import Cost, linear_cost
+from .cost import Cost
 from .error_word import DeviceError, new_error_word, raise_on_error
-from .remask_scatter import BlockState, remask_scatter, remask_scatter_cost
+from .linear import linear, linear_cost
+from .remask_scatter import BlockState, Noise, remask_scatter, remask_scatter_cost
+from .rules import RULES, Rule, RuleTable, rule_named
 
 __all__ = [
+    "RULES",
     "BlockState",
     "Confidence",
     "Cost",
     "DeviceError",
+    "Noise",
+    "Rule",
+    "RuleTable",
     "block_attention",
     "block_attention_cost",
     "confidence",
     "confidence_cost",
+    "linear",
     "linear_cost",
     "new_error_word",
     "raise_on_error",
     "remask_scatter",
     "remask_scatter_cost",
+    "rule_named",
 ]

@@ -8,15 +8,25 @@ For query i of the block, with keys K and values V (grouped-query heads share th
   k and v are read where they are: nothing is written to the cache or concatenated.
 - causal (k and v absent): the block's keys already lie in the cache behind the context, and query
   i sees the context and the block's keys 0..i.
+- draft groups (quadratic self-speculation; k and v given): the block is `lead` causal rows and then
+  groups of [slot 0 | masks]. The keys of the causal rows and of every slot 0 lie in the cache,
+  position after position behind the context. A row sees those up to its own or its group's slot 0,
+  and a mask also the fresh keys of its group's masks. Which keys those are follows from the row's
+  number, so there is no mask tensor.
+
+The cache is contiguous, or paged: key p of a request lies in page `block_table[p // page_size]`.
 
 A tile holds BLOCK_M query rows: the query heads of a group side by side, position after position,
 so that 32 positions of 4 grouped heads fill 128 rows and each key is read once a group. One program
 walks one split of the context; a second kernel merges the splits in their order. The program whose
-split holds the end of the context also takes the fresh keys.
+split holds the end of the context, for a draft group its last key in the cache, also takes the
+fresh keys.
 
 Numerics "invariant": tiles and splits lie at fixed absolute positions and a tile's shape does not
 depend on the block, so a causal row's bits are a function of its own keys: the same alone, in any
-batch, decoded by itself or verified among 256. "fast": splits follow the batch to fill the chip.
+batch, decoded by itself or verified among 256, from a contiguous cache or from any pages. The fresh
+keys of each draft group have tiles of their own, so its masks' bits do not depend on other groups;
+its slot 0 has the bits of a causal row. "fast": splits follow the batch to fill the chip.
 
 Compulsory traffic: q, the keys and values any query sees, and out, once each. FLOPs: 4 head_dim
 for each visible (query, key) pair; one exponential a pair. The partials of a split context are
@@ -35,6 +45,7 @@ from .validate import (
     FLOAT_DTYPES,
     HEAD_DIMS,
     MAX_BLOCK,
+    NUMERICS,
     check_bool,
     check_int,
     check_number,
@@ -42,13 +53,14 @@ from .validate import (
     check_unit_stride,
 )
 
-NUMERICS = ("invariant", "fast")
+MAX_DRAFT_ROWS = 512  # rows of a block with draft groups: k groups of 1 + k take k (k + 1)
 
 _LOG2E = 1.4426950408889634
 _LN2 = tl.constexpr(0.6931471805599453)
 # Where a running maximum starts: finite, so that hidden scores (-inf) less it stay -inf.
 _LOWEST = tl.constexpr(-1.0e38)
 _LENGTH_OUT_OF_RANGE = tl.constexpr(error_word.LENGTH_OUT_OF_RANGE)
+_PAGE_OUT_OF_RANGE = tl.constexpr(error_word.PAGE_OUT_OF_RANGE)
 
 
 def block_attention_cost(
@@ -61,12 +73,25 @@ def block_attention_cost(
     *,
     itemsize: int,
     causal: bool = False,
+    draft_groups: tuple[int, int] | None = None,
     lse: bool = False,
 ) -> Cost:
-    """Bidirectional: every query sees context + block keys; causal: (block - 1) / 2 fewer."""
-    pairs = batch * query_heads * block * (context + block)
+    """Cost of `block` queries a request, each request with `context` keys before them.
+
+    Keys a query sees: context + block if bidirectional; context + (block + 1) / 2 on average if
+    causal. With n draft groups of `length` behind lead = block - n length causal rows: context +
+    r + 1 for causal row r, context + lead + j + 1 for slot 0 of group j, and length - 1 more for
+    each of its masks. Every one of the context + block keys is seen by some query.
+    """
+    visible = block * (context + block)
     if causal:
-        pairs -= batch * query_heads * block * (block - 1) / 2
+        visible -= block * (block - 1) / 2
+    if draft_groups is not None:
+        groups, length = draft_groups
+        lead = block - groups * length
+        visible = block * context + lead * (lead + 1) / 2
+        visible += length * (groups * lead + groups * (groups + 1) / 2) + groups * (length - 1) ** 2
+    pairs = batch * query_heads * visible
     queries_and_outputs = 2 * batch * block * query_heads * head_dim
     keys_and_values = 2 * batch * (context + block) * kv_heads * head_dim
     return Cost(
@@ -90,12 +115,17 @@ def _fold_keys(
     begin,
     end,
     last_visible,  # [BLOCK_M], read if MASKED: the last key each row sees; none lies behind end
+    table_ptr,  # the request's page numbers, read if PAGE_SIZE
+    pages,
+    stride_page_k,
+    stride_page_v,
     scale_log2,
     peak,
     total,
     acc,
     D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,  # 0: key after key
     MASKED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -107,8 +137,18 @@ def _fold_keys(
     dim = tl.arange(0, D)
     for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         key = start + tl.arange(0, BLOCK_N)
-        k_at = k_ptr + key.to(tl.int64)[:, None] * stride_k + dim[None, :]
-        v_at = v_ptr + key.to(tl.int64)[:, None] * stride_v + dim[None, :]
+        if PAGE_SIZE:
+            if MASKED:
+                page = tl.load(table_ptr + key // PAGE_SIZE, mask=key < end, other=0)
+            else:
+                page = tl.load(table_ptr + key // PAGE_SIZE)
+            page = tl.minimum(tl.maximum(page, 0), pages - 1).to(tl.int64)[:, None]
+            slot = (key % PAGE_SIZE).to(tl.int64)[:, None]
+            k_at = k_ptr + page * stride_page_k + slot * stride_k + dim[None, :]
+            v_at = v_ptr + page * stride_page_v + slot * stride_v + dim[None, :]
+        else:
+            k_at = k_ptr + key.to(tl.int64)[:, None] * stride_k + dim[None, :]
+            v_at = v_ptr + key.to(tl.int64)[:, None] * stride_v + dim[None, :]
         if MASKED:
             inside = key < end
             k = tl.load(k_at, mask=inside[:, None], other=0.0)
@@ -128,7 +168,15 @@ def _fold_keys(
     return peak, total, acc
 
 
-@triton.jit(do_not_specialize=["block", "context_limit", "split_keys"])
+@triton.jit
+def _own_keys_of_draft(m, lead, draft_length):
+    """How many of the block's keys query m sees in the cache."""
+    return tl.where(m < lead, m, lead + (m - lead) // draft_length) + 1
+
+
+@triton.jit(
+    do_not_specialize=["block", "context_limit", "split_keys", "pages", "lead", "draft_length"]
+)
 def split_kernel(
     # Pointers
     q_ptr,
@@ -137,6 +185,7 @@ def split_kernel(
     k_ptr,  # read unless CAUSAL, as v_ptr
     v_ptr,
     context_lens_ptr,  # int32 [batch]
+    table_ptr,  # int32 [batch, max_pages], read if PAGE_SIZE
     out_ptr,  # written if ONE_SPLIT, as lse_ptr
     lse_ptr,  # float32 [batch, block, query_heads], written if HAS_LSE
     partial_out_ptr,  # float32 [splits, batch, block, query_heads, D], written unless ONE_SPLIT
@@ -147,11 +196,15 @@ def split_kernel(
     kv_heads,
     context_limit,
     split_keys,
+    pages,  # of the cache, if PAGE_SIZE
+    lead,  # causal rows before the groups, if DRAFT, as draft_length
+    draft_length,
     # Strides, in elements; the last dimension of each tensor is contiguous
+    stride_tb,
     stride_qb,
     stride_qm,
     stride_qh,
-    stride_kcb,
+    stride_kcb,  # of a page if PAGE_SIZE, as stride_vcb
     stride_kcs,
     stride_kch,
     stride_vcb,
@@ -171,7 +224,9 @@ def split_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,  # 0: contiguous
     CAUSAL: tl.constexpr,
+    DRAFT: tl.constexpr,
     ONE_SPLIT: tl.constexpr,
     HAS_LSE: tl.constexpr,
     HAS_ERROR: tl.constexpr,
@@ -200,6 +255,9 @@ def split_kernel(
     if CAUSAL:
         seen_by_all += first_m + 1
         seen_by_any += last_m + 1
+    if DRAFT:
+        seen_by_all += _own_keys_of_draft(first_m, lead, draft_length)
+        seen_by_any += _own_keys_of_draft(last_m, lead, draft_length)
     begin = split * split_keys
     if (begin >= seen_by_any) & (split > 0):
         return
@@ -218,17 +276,56 @@ def split_kernel(
     last_visible = seen_by_any - 1 + tl.zeros([BLOCK_M], tl.int32)
     if CAUSAL:
         last_visible = context + m
-    k_cache_ptr += b * stride_kcb + kv_head * stride_kch
-    v_cache_ptr += b * stride_vcb + kv_head * stride_vch
+    if DRAFT:
+        last_visible = context + _own_keys_of_draft(m, lead, draft_length) - 1
+    if PAGE_SIZE:
+        k_cache_ptr += kv_head * stride_kch
+        v_cache_ptr += kv_head * stride_vch
+        table_ptr += b * stride_tb
+        if HAS_ERROR:
+            # The last tile of queries sees the most keys.
+            if (kv_head == 0) & (tile == tl.num_programs(2) - 1):
+                end_entry = tl.cdiv(end, PAGE_SIZE)
+                for first_entry in range(begin // PAGE_SIZE, end_entry, 64):
+                    entry = first_entry + tl.arange(0, 64)
+                    page = tl.load(table_ptr + entry, mask=entry < end_entry, other=0)
+                    absent = (page < 0) | (page >= pages)
+                    tl.atomic_or(error_ptr + 0 * entry, _PAGE_OUT_OF_RANGE, mask=absent)
+    else:
+        k_cache_ptr += b * stride_kcb + kv_head * stride_kch
+        v_cache_ptr += b * stride_vcb + kv_head * stride_vch
     peak, total, acc = _fold_keys(
         q, k_cache_ptr, v_cache_ptr, stride_kcs, stride_vcs, begin, whole_end, last_visible,
-        scale_log2, peak, total, acc, D, BLOCK_N, False, STAGES,
+        table_ptr, pages, stride_kcb, stride_vcb,
+        scale_log2, peak, total, acc, D, BLOCK_N, PAGE_SIZE, False, STAGES,
     )  # fmt: skip
     peak, total, acc = _fold_keys(
         q, k_cache_ptr, v_cache_ptr, stride_kcs, stride_vcs, whole_end, end, last_visible,
-        scale_log2, peak, total, acc, D, BLOCK_N, True, 1,
+        table_ptr, pages, stride_kcb, stride_vcb,
+        scale_log2, peak, total, acc, D, BLOCK_N, PAGE_SIZE, True, 1,
     )  # fmt: skip
-    if not CAUSAL:
+    if DRAFT:
+        # The groups of this tile's rows whose last key in the cache lies in this split.
+        first_group = tl.maximum(first_m - lead, 0) // draft_length
+        end_group = tl.maximum(last_m - lead + draft_length, 0) // draft_length
+        first_group = tl.maximum(first_group, begin - context - lead)
+        end_group = tl.minimum(end_group, begin + split_keys - context - lead)
+        # From here on the first mask of group 0: the loop has no register to spare at D = 256.
+        k_ptr += b * stride_kb + kv_head * stride_kh + (lead + 1).to(tl.int64) * stride_km
+        v_ptr += b * stride_vb + kv_head * stride_vh + (lead + 1).to(tl.int64) * stride_vm
+        for group in range(first_group, end_group):
+            first_mask = lead + group * draft_length + 1
+            of_group = (m >= first_mask) & (m < first_mask + draft_length - 1)
+            fresh_visible = tl.where(of_group, draft_length - 2, -1)
+            peak, total, acc = _fold_keys(
+                q,
+                k_ptr + (group * draft_length).to(tl.int64) * stride_km,
+                v_ptr + (group * draft_length).to(tl.int64) * stride_vm,
+                stride_km, stride_vm, 0, draft_length - 1, fresh_visible,
+                None, None, None, None,
+                scale_log2, peak, total, acc, D, BLOCK_N, 0, True, 1,
+            )  # fmt: skip
+    elif not CAUSAL:
         if begin + split_keys >= context:
             fresh_visible = block - 1 + tl.zeros([BLOCK_M], tl.int32)
             peak, total, acc = _fold_keys(
@@ -236,10 +333,11 @@ def split_kernel(
                 k_ptr + b * stride_kb + kv_head * stride_kh,
                 v_ptr + b * stride_vb + kv_head * stride_vh,
                 stride_km, stride_vm, 0, block, fresh_visible,
-                scale_log2, peak, total, acc, D, BLOCK_N, True, 1,
+                None, None, None, None,
+                scale_log2, peak, total, acc, D, BLOCK_N, 0, True, 1,
             )  # fmt: skip
 
-    # A causal row that sees no key of a split that later rows of its tile see gets NaN and -inf
+    # A row that sees no key of a split that later rows of its tile see gets NaN and -inf
     # here; the merge never reads them, for it takes only splits that the row sees.
     out = acc / total[:, None]
     lse = peak + tl.log2(total)
@@ -256,7 +354,7 @@ def split_kernel(
         tl.store(partial_lse_ptr + at, lse, mask=inside)
 
 
-@triton.jit(do_not_specialize=["block", "context_limit", "split_keys"])
+@triton.jit(do_not_specialize=["block", "context_limit", "split_keys", "lead", "draft_length"])
 def merge_kernel(
     # Pointers
     partial_out_ptr,  # float32 [splits, batch, block, query_heads, D]
@@ -269,11 +367,14 @@ def merge_kernel(
     query_heads,
     context_limit,
     split_keys,
+    lead,  # causal rows before the groups, if DRAFT, as draft_length
+    draft_length,
     # Meta-parameters
     D: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_S: tl.constexpr,
     CAUSAL: tl.constexpr,
+    DRAFT: tl.constexpr,
     HAS_LSE: tl.constexpr,
 ):
     """One program merges BLOCK_H heads of one query, which all see the same splits."""
@@ -286,6 +387,8 @@ def merge_kernel(
     seen = tl.minimum(tl.maximum(length, 0), context_limit)
     if CAUSAL:
         seen += (query % block).to(tl.int32) + 1
+    if DRAFT:
+        seen += _own_keys_of_draft((query % block).to(tl.int32), lead, draft_length)
     live = tl.maximum(tl.cdiv(seen, split_keys), 1)
 
     at = query * query_heads + head
@@ -321,8 +424,11 @@ def _launch(
     k_cache: Tensor,
     v_cache: Tensor,
     context_lens: Tensor,
+    block_table: Tensor | None,
     k: Tensor | None,
     v: Tensor | None,
+    lead: int,
+    draft_length: int,
     scale: float,
     numerics: str,
     context_limit: int,
@@ -335,10 +441,11 @@ def _launch(
         return out, lse
     kv_heads = k_cache.shape[2]
     group = query_heads // kv_heads
-    causal = k is None
+    causal, draft = k is None, draft_length > 0
+    page_size = 0 if block_table is None else k_cache.shape[1]
     table = launch.BLOCK_ATTENTION[launch.arch_of(q.device)][q.element_size()]
     config = launch.smallest_serving(table, head_dim)
-    longest = context_limit + block if causal else context_limit
+    longest = context_limit + _own_keys_in_cache(block, causal, lead, draft_length)
     block_m, split_keys = config.block_m, config.split_keys
     if numerics == "fast":
         block_m = min(block_m, max(16, triton.next_power_of_2(block * group)))
@@ -351,18 +458,26 @@ def _launch(
         partial_out = q.new_empty((splits, *q.shape), dtype=torch.float32)
         partial_lse = q.new_empty((splits, batch, block, query_heads), dtype=torch.float32)
     fresh_strides = (0,) * 6 if causal else (*k.stride()[:3], *v.stride()[:3])
+    # What a call has no use for is None, which compiles to nothing.
+    pages, stride_tb = (k_cache.shape[0], block_table.stride(0)) if page_size else (None, None)
+    draft_shape = (lead, draft_length) if draft else (None, None)
     grid = (batch * kv_heads, splits, triton.cdiv(block * group, block_m))
     split_kernel[grid](
-        q, k_cache, v_cache, k, v, context_lens, out, lse, partial_out, partial_lse, error,
-        block, kv_heads, context_limit, split_keys,
-        *q.stride()[:3], *k_cache.stride()[:3], *v_cache.stride()[:3], *fresh_strides,
+        q, k_cache, v_cache, k, v, context_lens, block_table, out, lse,
+        partial_out, partial_lse, error,
+        block, kv_heads, context_limit, split_keys, pages, *draft_shape,
+        stride_tb, *q.stride()[:3], *k_cache.stride()[:3], *v_cache.stride()[:3], *fresh_strides,
         scale * _LOG2E,
         GROUP=group,
         D=head_dim,
         BLOCK_M=block_m,
         BLOCK_N=config.block_n,
-        STAGES=config.num_stages,
+        # The compiler fetches page numbers as many tiles before their keys as keys before their
+        # use: with nearly twice the stages as many keys are in flight as without pages.
+        STAGES=2 * config.num_stages - 1 if page_size else config.num_stages,
+        PAGE_SIZE=page_size,
         CAUSAL=causal,
+        DRAFT=draft,
         ONE_SPLIT=one_split,
         HAS_LSE=return_lse,
         HAS_ERROR=error is not None,
@@ -372,15 +487,23 @@ def _launch(
         block_h = min(8, triton.next_power_of_2(query_heads))
         merge_kernel[(batch * block, triton.cdiv(query_heads, block_h))](
             partial_out, partial_lse, context_lens, out, lse,
-            block, query_heads, context_limit, split_keys,
+            block, query_heads, context_limit, split_keys, *draft_shape,
             D=head_dim,
             BLOCK_H=block_h,
             BLOCK_S=32,
             CAUSAL=causal,
+            DRAFT=draft,
             HAS_LSE=return_lse,
             num_warps=4,
         )  # fmt: skip
     return out, lse
+
+
+def _own_keys_in_cache(block: int, causal: bool, lead: int, draft_length: int) -> int:
+    """How many of a block's keys lie in the cache, behind the context."""
+    if draft_length:
+        return lead + (block - lead) // draft_length
+    return block if causal else 0
 
 
 def _filling_split(longest: int, row_tiles: int, block_n: int, device: torch.device) -> int:
@@ -414,8 +537,11 @@ def _block_attention_op(
     k_cache: Tensor,
     v_cache: Tensor,
     context_lens: Tensor,
+    block_table: Tensor | None,
     k: Tensor | None,
     v: Tensor | None,
+    lead: int,
+    draft_length: int,
     scale: float,
     numerics: str,
     context_limit: int,
@@ -428,14 +554,30 @@ def _block_attention_op(
             raise ValueError(
                 f"context_lens holds {outside[0]}; lengths must be in [0, {context_limit}]"
             )
+        if block_table is not None:
+            own = _own_keys_in_cache(q.shape[1], k is None, lead, draft_length)
+            _check_pages(block_table, context_lens + own, k_cache)
     return _IMPLEMENTATIONS[backend_for(q)](
-        q, k_cache, v_cache, context_lens, k, v, scale, numerics, context_limit, return_lse, error
-    )
+        q, k_cache, v_cache, context_lens, block_table, k, v, lead, draft_length, scale, numerics,
+        context_limit, return_lse, error,
+    )  # fmt: skip
 
 
 @_block_attention_op.register_fake
-def _(q, k_cache, v_cache, context_lens, k, v, scale, numerics, context_limit, return_lse, error):
+def _(
+    q, k_cache, v_cache, context_lens, block_table, k, v, lead, draft_length, scale, numerics,
+    context_limit, return_lse, error,
+):  # fmt: skip
     return _empty_outputs(q, return_lse)
+
+
+def _check_pages(block_table: Tensor, seen: Tensor, k_cache: Tensor) -> None:
+    """Raise unless each request's first `seen` keys lie in pages that are there."""
+    pages, page_size = k_cache.shape[:2]
+    for request, keys in zip(block_table.tolist(), seen.tolist(), strict=True):
+        outside = [n for n in request[: -(-keys // page_size)] if not 0 <= n < pages]
+        if outside:
+            raise ValueError(f"block_table holds {outside[0]}; pages must be in [0, {pages})")
 
 
 def block_attention(
@@ -446,6 +588,8 @@ def block_attention(
     k: Tensor | None = None,
     v: Tensor | None = None,
     *,
+    block_table: Tensor | None = None,
+    draft_groups: tuple[int, int] | None = None,
     scale: float | None = None,
     numerics: str = "invariant",
     max_context: int | None = None,
@@ -456,23 +600,36 @@ def block_attention(
 
     Args:
         q: bfloat16, float16 or float32 [batch, block, query_heads, head_dim]; block at most 256,
-            head_dim a power of two from 16 to 256.
+            with draft groups 512; head_dim a power of two from 16 to 256.
         k_cache, v_cache: [batch, capacity, kv_heads, head_dim] in q's dtype; kv_heads divides
             query_heads, and query head h uses KV head h // (query_heads // kv_heads).
+            With a block table: [pages, page_size, kv_heads, head_dim], page_size a power of two of
+            at least 16.
         context_lens: int32 [batch]: keys in the cache before the block.
         k, v: the block's own keys and values [batch, block, kv_heads, head_dim]. Given: every query
-            sees the context and the whole block. Absent: the block's keys lie in the cache behind
-            the context and query i sees those up to its own.
+            sees the context and the whole block, unless there are draft groups. Absent: the block's
+            keys lie in the cache behind the context and query i sees those up to its own.
+        block_table: int32 [batch, max_pages]: key p of request b is slot p % page_size of page
+            block_table[b, p // page_size]; the capacity is max_pages * page_size. Requests may
+            share pages. Entries behind the visible keys are not read.
+        draft_groups: (n, length), the block of quadratic self-speculation; needs k and v. The
+            block's last n * length rows are n groups of slot 0 and length - 1 masks (at least one);
+            the `lead` rows before them are causal. The keys of the causal rows and of every slot 0
+            lie in the cache, as for a causal call, at context .. context + lead + n - 1. Causal row
+            r sees the cache up to position context + r, every row of group j up to context + lead +
+            j, and a mask also the fresh k, v of its group's masks. Other fresh k, v are not read.
         scale: of the scores, positive; default head_dim ** -0.5.
-        numerics: "invariant" (a row's bits depend on its own query and keys alone) or "fast".
+        numerics: "invariant" (a row's bits depend on its own query and keys alone; in plain torch
+            on a CPU, for one number of threads) or "fast".
         max_context: a bound on context_lens known to the host; default what the cache can hold. A
             tight bound launches fewer programs. A CUDA graph keeps the bound it was captured with.
         return_lse: also return the natural log-sum-exp of each query's scaled scores.
-        error: error word to set where a context length is out of range, int32 [1]; such a length
-            is clamped.
+        error: error word to set where a context length is out of range or a page of visible keys is
+            not there, int32 [1]; such a length or page is clamped.
 
     What lies in the cache behind the keys a block may see is never read. NaN or inf among the keys
-    and values of a causal block itself can reach its earlier queries too.
+    and values of a causal block itself can reach its earlier queries too, and from the masks of a
+    draft group the rows of other groups.
 
     Returns:
         [batch, block, query_heads, head_dim] in q's dtype, contiguous; with `return_lse` also
@@ -485,19 +642,35 @@ def block_attention(
     shape = ("batch", "block", "query_heads", "head_dim")
     check_tensor("q", q, shape=shape, dtypes=FLOAT_DTYPES)
     batch, block, query_heads, head_dim = q.shape
-    if not 1 <= block <= MAX_BLOCK:
-        raise ValueError(f"q has a block of {block} queries; it must be in [1, {MAX_BLOCK}]")
+    longest = MAX_BLOCK if draft_groups is None else MAX_DRAFT_ROWS
+    if not 1 <= block <= longest:
+        raise ValueError(f"q has a block of {block} queries; it must be in [1, {longest}]")
     if head_dim not in HEAD_DIMS:
         raise ValueError(f"q has head_dim {head_dim}; it must be a power of two from 16 to 256")
     same = {"dtypes": (q.dtype,), "device": q.device}
-    check_tensor("k_cache", k_cache, shape=(batch, "capacity", "kv_heads", head_dim), **same)
+    int32 = (torch.int32,)
+    cache_shape = (batch, "capacity", "kv_heads", head_dim)
+    if block_table is not None:
+        cache_shape = ("pages", "page_size", "kv_heads", head_dim)
+        table_shape = (batch, "max_pages")
+        check_tensor("block_table", block_table, shape=table_shape, dtypes=int32, device=q.device)
+        check_unit_stride("block_table", block_table)
+    check_tensor("k_cache", k_cache, shape=cache_shape, **same)
     capacity, kv_heads = k_cache.shape[1:3]
-    check_tensor("v_cache", v_cache, shape=(batch, capacity, kv_heads, head_dim), **same)
+    check_tensor("v_cache", v_cache, shape=k_cache.shape, **same)
+    if block_table is not None:
+        pages, page_size = k_cache.shape[:2]
+        if pages == 0:
+            raise ValueError("k_cache has 0 pages; it must have at least 1")
+        if page_size < 16 or page_size & (page_size - 1):
+            raise ValueError(
+                f"k_cache has pages of {page_size} keys; it must be a power of two, 16 or more"
+            )
+        capacity = block_table.shape[1] * page_size
     if kv_heads == 0 or query_heads == 0 or query_heads % kv_heads:
         raise ValueError(
             f"k_cache has {kv_heads} KV heads; they must divide q's {query_heads} query heads"
         )
-    int32 = (torch.int32,)
     check_tensor("context_lens", context_lens, shape=(batch,), dtypes=int32, device=q.device)
     if (k is None) != (v is None):
         raise ValueError(f"{'k' if k is None else 'v'} is None; k and v go together")
@@ -507,6 +680,11 @@ def block_attention(
     for name, tensor in {"q": q, "k_cache": k_cache, "v_cache": v_cache, **fresh}.items():
         check_unit_stride(name, tensor)
     check_unit_stride("context_lens", context_lens)
+    lead, draft_length = 0, 0
+    if draft_groups is not None:
+        lead, draft_length = _check_draft_groups(draft_groups, block)
+        if k is None:
+            raise ValueError("k is None; draft_groups needs k and v")
     if scale is None:
         scale = head_dim**-0.5
     check_number("scale", scale)
@@ -515,15 +693,33 @@ def block_attention(
     if numerics not in NUMERICS:
         raise ValueError(f"numerics is {numerics!r}; it must be one of {', '.join(NUMERICS)}")
     check_bool("return_lse", return_lse)
-    context_limit = capacity if fresh else capacity - block
+    own = _own_keys_in_cache(block, k is None, lead, draft_length)
+    context_limit = capacity - own
     if context_limit < 0:
-        raise ValueError(f"k_cache holds {capacity} keys; a causal block of {block} lies in it")
+        what = f"a causal block of {block} lies in it"
+        if draft_length:
+            what = f"the {own} causal and slot-0 rows of a block with draft groups lie in it"
+        raise ValueError(f"k_cache holds {capacity} keys; {what}")
     if max_context is not None:
         check_int("max_context", max_context, 0, context_limit)
         context_limit = max_context
     error_word.check_error_word(error, q.device)
     out, lse = _block_attention_op(
-        q, k_cache, v_cache, context_lens, k, v, float(scale), numerics, context_limit, return_lse,
-        error,
+        q, k_cache, v_cache, context_lens, block_table, k, v, lead, draft_length, float(scale),
+        numerics, context_limit, return_lse, error,
     )  # fmt: skip
     return (out, lse) if return_lse else out
+
+
+def _check_draft_groups(draft_groups: tuple[int, int], block: int) -> tuple[int, int]:
+    """(causal rows before the groups, rows a group), or an error."""
+    if not isinstance(draft_groups, tuple) or len(draft_groups) != 2:
+        raise TypeError(f"draft_groups is {draft_groups!r}; it must be a tuple (n, length)")
+    groups, length = draft_groups
+    check_int("draft_groups[0]", groups, 1, MAX_DRAFT_ROWS)
+    check_int("draft_groups[1]", length, 2, MAX_DRAFT_ROWS)
+    if groups * length > block:
+        raise ValueError(
+            f"draft_groups is {draft_groups}: {groups * length} rows; q has a block of {block}"
+        )
+    return block - groups * length, length

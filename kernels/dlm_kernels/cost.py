@@ -30,12 +30,3 @@ class Cost:
     def intensity(self) -> float:
         """Arithmetic intensity in FLOP/byte."""
         return self.flops / self.bytes
-
-
-def linear_cost(rows: int, in_features: int, out_features: int, *, itemsize: int) -> Cost:
-    """y = x W^T without bias: 2 rows in out FLOPs; x, W and y cross memory once."""
-    return Cost(
-        flops=2.0 * rows * in_features * out_features,
-        bytes=float(itemsize)
-        * (rows * in_features + in_features * out_features + rows * out_features),
-    )

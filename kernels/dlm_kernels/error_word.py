@@ -13,12 +13,14 @@ NAN_LOGITS = 1
 LENGTH_OUT_OF_RANGE = 2
 ID_OUT_OF_RANGE = 4
 NO_CANDIDATE = 8
+PAGE_OUT_OF_RANGE = 16
 
 _MEANING = {
     NAN_LOGITS: "a row of logits holds NaN",
     LENGTH_OUT_OF_RANGE: "a context length is negative or beyond the cache",
     ID_OUT_OF_RANGE: "a token id or a banned id is outside the vocabulary",
     NO_CANDIDATE: "a block has masks left but no position with a usable candidate",
+    PAGE_OUT_OF_RANGE: "a block table names a page that is not there",
 }
 
 

@@ -46,6 +46,24 @@ class RemaskLaunch:
     tuned: bool = False
 
 
+@dataclass(frozen=True)
+class LinearLaunch:
+    """block_o rows of the weight x block_r rows of x a tile, block_k features an iteration.
+
+    in_features is cut into segments of at least min_segment features until `programs` programs
+    work on one tile of rows.
+    """
+
+    block_o: int
+    block_r: int
+    block_k: int
+    programs: int
+    min_segment: int
+    num_warps: int
+    num_stages: int
+    tuned: bool = False
+
+
 # Keyed by bytes an element, then by the largest head_dim the entry serves.
 _FLOAT32_ATTENTION = {
     64: AttentionLaunch(32, 32, split_keys=1024, num_warps=8, num_stages=2),
@@ -91,6 +109,15 @@ _REMASK = {
     256: RemaskLaunch(compare=16, num_warps=4),
 }
 REMASK_SCATTER = dict.fromkeys(SHARED_MEMORY, _REMASK)
+
+
+# Keyed by bytes an element.
+_FLOAT32_LINEAR = LinearLaunch(64, 32, 32, programs=264, min_segment=512, num_warps=4, num_stages=3)
+_LINEAR = {
+    2: LinearLaunch(64, 32, 128, programs=264, min_segment=512, num_warps=4, num_stages=4),
+    4: _FLOAT32_LINEAR,
+}
+LINEAR = dict.fromkeys(SHARED_MEMORY, _LINEAR)
 
 
 def arch_of(device: torch.device) -> str:

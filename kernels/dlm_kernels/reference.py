@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from . import error_word
+from .noise import RANDOM_CONFIDENCE, RENOISE
+from .rules import COUNTS, ENTROPY_UNITS, NUMBERS
 
 
 def block_attention(
@@ -17,8 +19,11 @@ def block_attention(
     k_cache: Tensor,
     v_cache: Tensor,
     context_lens: Tensor,
+    block_table: Tensor | None,
     k: Tensor | None,
     v: Tensor | None,
+    lead: int,
+    draft_length: int,
     scale: float,
     numerics: str,
     context_limit: int,
@@ -34,17 +39,57 @@ def block_attention(
         context = min(max(length, 0), context_limit)
         if context != length and error is not None:
             error |= error_word.LENGTH_OUT_OF_RANGE
+        most, _ = _visible(block - 1, block, k is None, lead, draft_length)
+        cached_keys, cached_values = (
+            _in_order(cache, b, block_table, context + most, error) for cache in (k_cache, v_cache)
+        )
         for i in range(block):
-            if k is None:
-                keys, values = k_cache[b, : context + i + 1], v_cache[b, : context + i + 1]
-            else:
-                keys = torch.cat([k_cache[b, :context], k[b]])
-                values = torch.cat([v_cache[b, :context], v[b]])
+            own, fresh = _visible(i, block, k is None, lead, draft_length)
+            keys, values = cached_keys[: context + own], cached_values[: context + own]
+            if fresh:
+                keys = torch.cat([keys, k[b, fresh]])
+                values = torch.cat([values, v[b, fresh]])
             for h in range(query_heads):
                 scores = keys[:, h // group].double() @ q[b, i, h].double() * scale
                 lse[b, i, h] = scores.logsumexp(0)
                 out[b, i, h] = (scores - lse[b, i, h]).exp() @ values[:, h // group].double()
     return out.to(q.dtype), (lse.float() if return_lse else q.new_empty(0, dtype=torch.float32))
+
+
+def _visible(
+    i: int, block: int, causal: bool, lead: int, draft_length: int
+) -> tuple[int, list[int]]:
+    """How many of the block's keys query i sees in the cache, and which fresh ones."""
+    if causal:
+        return i + 1, []
+    if not draft_length:
+        return 0, list(range(block))
+    if i < lead:
+        return i + 1, []
+    group, slot = divmod(i - lead, draft_length)
+    first = lead + group * draft_length
+    return lead + group + 1, list(range(first + 1, first + draft_length)) if slot else []
+
+
+def _in_order(
+    cache: Tensor, b: int, block_table: Tensor | None, seen: int, error: Tensor | None
+) -> Tensor:
+    """The first `seen` keys or values of a request."""
+    if block_table is None:
+        return cache[b, :seen]
+    pages, page_size = cache.shape[:2]
+    gathered = cache.new_empty(seen, *cache.shape[2:])
+    for first in range(0, seen, page_size):
+        page = int(block_table[b, first // page_size])
+        if not 0 <= page < pages and error is not None:
+            error |= error_word.PAGE_OUT_OF_RANGE
+        last = min(first + page_size, seen)
+        gathered[first:last] = cache[min(max(page, 0), pages - 1), : last - first]
+    return gathered
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    return (x.double() @ weight.double().T).to(x.dtype)
 
 
 def confidence(
@@ -102,41 +147,125 @@ def _row_statistics(x: Tensor, eligible: list[int]) -> tuple[int, float, float, 
 
 def remask_scatter(
     tokens: Tensor,
+    fixed: Tensor,
     commit_step: Tensor,
     commit_confidence: Tensor,
     masks_left: Tensor,
     step: Tensor,
+    edit_step: Tensor,
     done: Tensor,
     candidate: Tensor,
     confidence: Tensor,
+    numbers: Tensor,
+    counts: Tensor,
+    token_probability: Tensor | None,
+    seed: Tensor | None,
+    position: Tensor | None,
+    vocab_size: int,
     mask_id: int,
     eos_id: int,
-    threshold: float,
-    top_k: int,
-    steps: int,
     error: Tensor | None,
 ) -> None:
     for b in range(tokens.shape[0]):
         if done[b]:
             continue
-        now = int(step[b])
-        masked = [i for i, token in enumerate(tokens[b].tolist()) if token == mask_id]
-        quota = math.ceil(len(masked) / max(1, steps - now)) if steps else top_k
-        usable = [
-            i
-            for i in masked
-            if candidate[b, i] >= 0 and candidate[b, i] != mask_id and not confidence[b, i].isnan()
-        ]
-        ranked = sorted(usable, key=lambda i: (-float(confidence[b, i]), i))
-        commit = [i for n, i in enumerate(ranked) if n < quota or confidence[b, i] >= threshold]
-        if masked and not commit and error is not None:
+        rule = dict(zip(NUMBERS, numbers[b], strict=True))
+        rule |= dict(zip(COUNTS, counts[b].tolist(), strict=True))
+        now, before = int(step[b]), tokens[b].tolist()
+        block = range(len(before))
+        ids, sure = candidate[b].tolist(), confidence[b].clone()
+
+        def draw(i: int, stream: int, b: int = b, now: int = now) -> int:
+            return _philox(int(seed[b]), (0, int(position[b]) + i, now, stream))
+
+        if rule["random"]:
+            for i in block:
+                sure[i] = ((draw(i, RANDOM_CONFIDENCE) >> 9) + 0.5) / 2**23
+        free = [i for i in block if not fixed[b, i]]
+        if rule["revise"]:
+            undecided = list(free)
+        elif rule["renoise"]:
+            undecided = [i for i in free if commit_step[b, i] < 0]
+        else:
+            undecided = [i for i in free if before[i] == mask_id]
+        decided = [i for i in free if i not in undecided]
+        valid = [i for i in block if ids[i] >= 0 and ids[i] != mask_id and not sure[i].isnan()]
+
+        # Commit.
+        last = 0 < rule["steps"] <= now + 1
+        quota = rule["top_k"]
+        if last:
+            quota = len(undecided)
+        elif rule["steps"] and not rule["revise"]:
+            quota = math.ceil(len(undecided) / (rule["steps"] - now))
+        ranked = sorted(
+            (i for i in undecided if i in valid), key=lambda i, sure=sure: (-float(sure[i]), i)
+        )
+        commit, entropy = [], 0
+        for n, i in enumerate(ranked):
+            passes = sure[i] > rule["threshold"]
+            passes |= sure[i] == rule["threshold"] and not rule["strict"]
+            passes |= (n + 2) * (1 - sure[i]) < rule["factor"]
+            if not rule["entropy_scale"].isnan():
+                passes |= entropy <= ENTROPY_UNITS
+                halves = float(-sure[i] * rule["entropy_scale"])
+                entropy += (int(min(max(halves, 0), 2 * ENTROPY_UNITS + 2)) + 1) // 2
+            if n < quota or passes:
+                commit.append(i)
+        if undecided and not commit and error is not None:
             error |= error_word.NO_CANDIDATE
-        for i in commit:
-            tokens[b, i] = candidate[b, i]
-            commit_step[b, i] = now
-            commit_confidence[b, i] = confidence[b, i]
+
+        # Edit.
+        was_settled = _settled(before, free, undecided, eos_id)
+        edit = []
+        if not was_settled or edit_step[b] < rule["edit_steps"]:
+            edit = [
+                i
+                for i in decided
+                if i in valid and ids[i] != before[i] and sure[i] > rule["edit_threshold"]
+            ]
+
+        # Remask.
+        left = [i for i in undecided if i not in commit]
+        if token_probability is not None and not last:
+            likely = token_probability[b].tolist()
+            doubtful = [
+                i for i in decided if i not in edit and likely[i] < float(rule["remask_below"])
+            ]
+            doubtful.sort(key=lambda i, likely=likely: (likely[i], i))
+            whole_draft = now == 0 and not undecided
+            left += doubtful if whole_draft else doubtful[: max(len(commit) - 1, 0)]
+
+        for i in commit + edit:
+            tokens[b, i], commit_step[b, i], commit_confidence[b, i] = ids[i], now, sure[i]
+        for i in left:
+            tokens[b, i], commit_step[b, i], commit_confidence[b, i] = mask_id, -1, 0
+            if rule["renoise"]:
+                drawn = draw(i, RENOISE) % vocab_size
+                tokens[b, i] = drawn if drawn != mask_id else (mask_id + 1) % vocab_size
+        masks_left[b] = len(left)
         step[b] = now + 1
-        final = tokens[b].tolist()
-        masks_left[b] = final.count(mask_id)
-        first_mask = final.index(mask_id) if mask_id in final else len(final)
-        done[b] = first_mask == len(final) or eos_id in final[:first_mask]
+        edit_step[b] += was_settled
+        no_more_edits = edit_step[b] >= rule["edit_steps"] or (was_settled and not edit)
+        settled = _settled(tokens[b].tolist(), free, left, eos_id) and no_more_edits
+        done[b] = settled or (rule["revise"] and last)
+
+
+def _settled(tokens: list[int], free: list[int], undecided: list[int], eos_id: int) -> bool:
+    """Whether nothing is undecided, or an EOS that is not fixed stands before all of it."""
+    if not undecided:
+        return True
+    return any(i in free and tokens[i] == eos_id for i in range(min(undecided)))
+
+
+def _philox(key: int, counter: tuple[int, int, int, int]) -> int:
+    """The first word of Philox 4x32-10 (Salmon et al., SC 2011, section 3.1)."""
+    word = 2**32
+    c0, c1, c2, c3 = counter
+    k0, k1 = key % word, key // word % word
+    for _ in range(10):
+        product_0, product_2 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1 = product_2 // word ^ c1 ^ k0, product_2 % word
+        c2, c3 = product_0 // word ^ c3 ^ k1, product_0 % word
+        k0, k1 = (k0 + 0x9E3779B9) % word, (k1 + 0xBB67AE85) % word
+    return c0

@@ -1,16 +1,25 @@
 """Every op in plain torch, in the input's dtype: the CPU default and a device-independent fallback.
 
 Each function has the signature and the meaning of the custom op of the same name; the op's own
-file documents both. Softmax statistics are taken in float32.
+file documents both. Softmax statistics are taken in float32, and so is all of invariant attention.
 """
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import error_word
+from .noise import RANDOM_CONFIDENCE, RENOISE, philox, uniform
+from .rules import ENTROPY_UNITS
+
+# Of invariant attention: positions and keys a tile.
+_TILE_ROWS, _TILE_KEYS = 16, 64
+
+LINEAR_ROWS = 32  # rows a matrix product, always: its rounding depends on their number
 
 
 def block_attention(
@@ -18,8 +27,11 @@ def block_attention(
     k_cache: Tensor,
     v_cache: Tensor,
     context_lens: Tensor,
+    block_table: Tensor | None,
     k: Tensor | None,
     v: Tensor | None,
+    lead: int,
+    draft_length: int,
     scale: float,
     numerics: str,
     context_limit: int,
@@ -32,29 +44,149 @@ def block_attention(
     in_range = context_lens.clamp(0, context_limit)
     error_word.set_where(error, in_range != context_lens, error_word.LENGTH_OUT_OF_RANGE)
 
+    own, most = None, 0  # the block's keys in the cache that each row sees, and that the last sees
+    if draft_length:
+        row = torch.arange(block, device=q.device)
+        own = torch.where(row < lead, row, lead + (row - lead) // draft_length) + 1
+        most = lead + (block - lead) // draft_length
+    elif k is None:
+        own, most = torch.arange(1, block + 1, device=q.device), block
+    attend = _attend_in_tiles if numerics == "invariant" else _attend_by_sdpa
     for b, context in enumerate(in_range.tolist()):
-        if k is not None:
-            keys = torch.cat([k_cache[b, :context], k[b]])
-            values = torch.cat([v_cache[b, :context], v[b]])
-            visible = None
+        seen = context + most
+        if block_table is None:
+            keys, values = k_cache[b, :seen], v_cache[b, :seen]
         else:
-            keys, values = k_cache[b, : context + block], v_cache[b, : context + block]
-            position = torch.arange(context + block, device=q.device)
-            visible = position <= position[context:, None]
-        # Heads first, as SDPA wants them; the query heads of one group share their KV head.
-        queries, keys, values = (x.transpose(0, 1)[None] for x in (q[b], keys, values))
-        attended = F.scaled_dot_product_attention(
-            queries, keys, values, visible, scale=scale, enable_gqa=True
-        )
-        out[b] = attended[0].transpose(0, 1)
-        if return_lse:
-            group = query_heads // keys.shape[1]
-            scores = queries[0] @ keys[0].repeat_interleave(group, 0).mT
-            scores = scores.float() * scale
-            if visible is not None:
-                scores = scores.masked_fill(~visible, -math.inf)
-            lse[b] = scores.logsumexp(-1).T
+            entries = block_table[b, : -(-seen // k_cache.shape[1])]
+            pages = entries.clamp(0, len(k_cache) - 1)
+            error_word.set_where(error, pages != entries, error_word.PAGE_OUT_OF_RANGE)
+            keys, values = (x[pages].flatten(0, 1)[:seen] for x in (k_cache, v_cache))
+        if k is not None and not draft_length:
+            keys, values = torch.cat([keys, k[b]]), torch.cat([values, v[b]])
+        hidden = None
+        if own is not None:
+            hidden = torch.arange(seen, device=q.device) >= context + own[:, None]
+        segments = [_Segment(keys, values, 0, block, hidden)]
+        for first in range(lead, block, draft_length) if draft_length else ():
+            masks = (first + 1, first + draft_length)
+            segments.append(_Segment(k[b, slice(*masks)], v[b, slice(*masks)], *masks, None))
+        attend(q[b], segments, scale, out[b], lse[b] if return_lse else None)
     return out, lse
+
+
+class _Segment(NamedTuple):
+    """Keys that the rows `begin` to `end` of one request's block see, but where `hidden` holds."""
+
+    keys: Tensor  # [keys, kv_heads, head_dim], as values
+    values: Tensor
+    begin: int
+    end: int
+    hidden: Tensor | None  # bool [end - begin, keys]
+
+
+def _attend_by_sdpa(
+    q: Tensor, segments: list[_Segment], scale: float, out: Tensor, lse: Tensor | None
+) -> None:
+    """One request's attention into `out` [block, heads, head_dim] and `lse` [block, heads]."""
+    keys, values, _, _, hidden = segments[0]
+    if len(segments) > 1:
+        keys, values = (torch.cat([s[i] for s in segments]) for i in (0, 1))
+        parts = [hidden]
+        for segment in segments[1:]:
+            parts.append(hidden.new_ones(len(q), len(segment.keys)))
+            parts[-1][segment.begin : segment.end] = False
+        hidden = torch.cat(parts, 1)
+    visible = None if hidden is None else ~hidden
+    # Heads first, as SDPA wants them; the query heads of one group share their KV head.
+    queries, keys, values = (x.transpose(0, 1)[None] for x in (q, keys, values))
+    attended = F.scaled_dot_product_attention(
+        queries, keys, values, visible, scale=scale, enable_gqa=True
+    )
+    out.copy_(attended[0].transpose(0, 1))
+    if lse is not None:
+        group = q.shape[1] // keys.shape[1]
+        scores = queries[0] @ keys[0].repeat_interleave(group, 0).mT
+        scores = scores.float() * scale
+        if hidden is not None:
+            scores = scores.masked_fill(hidden, -math.inf)
+        lse.copy_(scores.logsumexp(-1).T)
+
+
+def _attend_in_tiles(
+    q: Tensor, segments: list[_Segment], scale: float, out: Tensor, lse: Tensor | None
+) -> None:
+    """As `_attend_by_sdpa`, in float32, each row's bits a function of its query and keys alone.
+
+    Every matrix product has one shape, (_TILE_ROWS positions x group) x _TILE_KEYS for each KV
+    head, whatever the block and the context. Each segment begins a tile; tiles are added one after
+    the other, and what a row does not see adds zero.
+    """
+    block, query_heads, head_dim = q.shape
+    kv_heads = segments[0].keys.shape[1]
+    group = query_heads // kv_heads
+    padded = -(-block // _TILE_ROWS) * _TILE_ROWS
+    queries = q.new_zeros((kv_heads, padded, group, head_dim), dtype=torch.float32)
+    queries[:, :block] = q.unflatten(1, (kv_heads, group)).transpose(0, 1)
+    queries *= scale
+    tiles = [tile for segment in segments for tile in _tiles_of(segment, padded)]
+    for first in range(0, block, _TILE_ROWS):
+        rows = slice(first, first + _TILE_ROWS)
+        seen = [tile for tile in tiles if tile.begin < rows.stop and tile.end > first]
+        row_queries = queries[:, rows].flatten(1, 2).contiguous()
+        scores = row_queries.new_empty((len(seen), *row_queries.shape[:2], _TILE_KEYS))
+        for tile, tile_scores in zip(seen, scores, strict=True):
+            torch.bmm(row_queries, tile.keys.mT, out=tile_scores)
+            by_row = tile_scores.unflatten(1, (_TILE_ROWS, group))
+            by_row.masked_fill_(tile.hidden[rows, None], -math.inf)
+        peak = scores.amax((0, 3))
+        weights = scores.sub_(peak[..., None]).exp_()
+        total, attended = torch.zeros_like(peak), torch.zeros_like(row_queries)
+        for tile, tile_weights in zip(seen, weights, strict=True):
+            total += tile_weights.sum(-1)
+            attended.baddbmm_(tile_weights, tile.values)
+        attended /= total[..., None]
+        # [kv_heads, positions x group, ...] as [positions, heads, ...], without the padding.
+        ours, inside = (_TILE_ROWS, group), slice(block - first)
+        out[rows] = attended.unflatten(1, ours).transpose(0, 1).flatten(1, 2)[inside]
+        if lse is not None:
+            row_lse = peak + total.log()
+            lse[rows] = row_lse.unflatten(1, ours).transpose(0, 1).flatten(1, 2)[inside]
+
+
+def _tiles_of(segment: _Segment, rows: int) -> Iterator[_Segment]:
+    """A segment cut into tiles, keys and values float32 [kv_heads, _TILE_KEYS, head_dim], zero
+    behind the segment's, hidden for all of the block's `rows`, padded ones included.
+    """
+    length, kv_heads, head_dim = segment.keys.shape
+    whole, rest = divmod(length, _TILE_KEYS)
+    count = whole + (rest > 0)
+    tiled = []
+    for x in (segment.keys, segment.values):
+        tiles = x.new_zeros((count, kv_heads, _TILE_KEYS, head_dim), dtype=torch.float32)
+        if whole:
+            cut = x[: whole * _TILE_KEYS].unflatten(0, (whole, _TILE_KEYS))
+            tiles[:whole] = cut.transpose(1, 2)
+        if rest:
+            tiles[whole, :, :rest] = x[whole * _TILE_KEYS :].transpose(0, 1)
+        tiled.append(tiles)
+    hidden = torch.ones(rows, count * _TILE_KEYS, dtype=torch.bool, device=segment.keys.device)
+    hidden[segment.begin : segment.end, :length] = (
+        False if segment.hidden is None else segment.hidden
+    )
+    for keys, values, columns in zip(*tiled, hidden.split(_TILE_KEYS, 1), strict=True):
+        yield _Segment(keys, values, segment.begin, segment.end, columns)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    rows = x.shape[0]
+    padded = x
+    if rows % LINEAR_ROWS:
+        padded = F.pad(x, (0, 0, 0, -rows % LINEAR_ROWS))
+    groups = padded.split(LINEAR_ROWS)
+    out = x.new_empty((len(padded), weight.shape[0]))
+    for n, group in enumerate(groups):
+        torch.mm(group, weight.T, out=out[n * LINEAR_ROWS : (n + 1) * LINEAR_ROWS])
+    return out[:rows]
 
 
 def confidence(
@@ -114,42 +246,109 @@ def _at(rows: Tensor, ids: Tensor) -> Tensor:
 
 def remask_scatter(
     tokens: Tensor,
+    fixed: Tensor,
     commit_step: Tensor,
     commit_confidence: Tensor,
     masks_left: Tensor,
     step: Tensor,
+    edit_step: Tensor,
     done: Tensor,
     candidate: Tensor,
     confidence: Tensor,
+    numbers: Tensor,
+    counts: Tensor,
+    token_probability: Tensor | None,
+    seed: Tensor | None,
+    position: Tensor | None,
+    vocab_size: int,
     mask_id: int,
     eos_id: int,
-    threshold: float,
-    top_k: int,
-    steps: int,
     error: Tensor | None,
 ) -> None:
+    # A request is a row; [:, None] sets its numbers against its positions.
+    threshold, factor, entropy_scale, edit_threshold, remask_below = numbers[:, :, None].unbind(1)
+    top_k, steps, edit_steps, *flags = counts.unbind(1)
+    strict, random, renoise, revise = (flag[:, None] != 0 for flag in flags)
     active = ~done
-    masked = tokens == mask_id
-    usable = masked & (candidate >= 0) & (candidate != mask_id) & ~confidence.isnan()
-    usable &= active[:, None]
+    place = torch.arange(tokens.shape[1], device=tokens.device)
 
-    # rank[b, i]: how many usable positions come before i, by confidence and then by position.
-    position = torch.arange(tokens.shape[1], device=tokens.device)
-    mine, other = confidence[:, :, None], confidence[:, None, :]
-    ahead = (other > mine) | ((other == mine) & (position < position[:, None]))
-    rank = (ahead & usable[:, None, :]).sum(-1)
-    quota = torch.full_like(step, top_k)
-    if steps:
-        steps_left = (steps - step).clamp(min=1)
-        quota = (masked.sum(1) + steps_left - 1) // steps_left
-    commit = usable & ((rank < quota[:, None]) | (confidence >= threshold))
+    def draw(stream: int) -> Tensor:
+        where = position[:, None] + place
+        return philox(seed[:, None], torch.zeros_like(where), where, step[:, None], stream)
 
-    error_word.set_where(error, active & masked.any(1) & ~commit.any(1), error_word.NO_CANDIDATE)
-    tokens.copy_(torch.where(commit, candidate.to(tokens.dtype), tokens))
-    commit_step.copy_(torch.where(commit, step[:, None], commit_step))
-    commit_confidence.copy_(torch.where(commit, confidence, commit_confidence))
-    masked = tokens == mask_id
-    masks_left.copy_(torch.where(active, masked.sum(1), masks_left))
+    if seed is not None:
+        confidence = torch.where(random, uniform(draw(RANDOM_CONFIDENCE)), confidence)
+    free = active[:, None] & ~fixed
+    undecided = free & torch.where(renoise, revise | (commit_step < 0), tokens == mask_id)
+    decided = free & ~undecided
+    valid = (candidate >= 0) & (candidate != mask_id) & ~confidence.isnan()
+    usable = undecided & valid
+
+    # ahead[b, i, j]: usable position j comes before i, by confidence and then by position.
+    ahead = _ahead(confidence) & usable[:, None, :]
+    rank = ahead.sum(-1)
+    halves = (-confidence * entropy_scale).clamp(0, 2 * ENTROPY_UNITS + 2).nan_to_num(0)
+    entropy = (halves.int() + 1) >> 1
+    ahead_entropy = (ahead * entropy[:, None, :]).sum(-1)
+    bounded = ~entropy_scale.isnan()
+
+    last_of_budget = (steps > 0) & (step >= steps - 1)
+    n_undecided = undecided.sum(1)
+    steps_left = (steps - step).clamp(min=1)
+    budgeted = (steps > 0) & (last_of_budget | ~revise[:, 0])
+    quota = torch.where(budgeted, (n_undecided + steps_left - 1) // steps_left, top_k)
+    passed = (confidence > threshold) | ((confidence == threshold) & ~strict)
+    passed |= (rank + 2).float() * (1 - confidence) < factor
+    passed |= bounded & (ahead_entropy <= ENTROPY_UNITS)
+    commit = usable & ((rank < quota[:, None]) | passed)
+    n_committed = commit.sum(1)
+    error_word.set_where(error, (n_undecided > 0) & (n_committed == 0), error_word.NO_CANDIDATE)
+
+    was_settled = _settled(tokens, free, undecided, eos_id)
+    may_edit = ~was_settled | (edit_step < edit_steps)
+    edit = decided & valid & (candidate != tokens) & (confidence > edit_threshold)
+    edit &= may_edit[:, None]
+    left = undecided & ~commit
+    if token_probability is not None:
+        doubtful = decided & ~edit & (token_probability < remask_below)
+        doubt_rank = (_ahead(-token_probability) & doubtful[:, None, :]).sum(-1)
+        whole_draft = (step == 0) & (n_undecided == 0)
+        limit = torch.where(whole_draft, tokens.shape[1], n_committed - 1)
+        limit = torch.where(last_of_budget, 0, limit)
+        left |= doubtful & (doubt_rank < limit[:, None])
+
+    written = commit | edit
+    tokens.copy_(torch.where(written, candidate.to(tokens.dtype), tokens))
+    tokens.copy_(torch.where(left & ~renoise, mask_id, tokens))
+    if seed is not None:
+        ids = random_ids(draw(RENOISE), vocab_size, mask_id)
+        tokens.copy_(torch.where(left & renoise, ids.to(tokens.dtype), tokens))
+    commit_step.copy_(torch.where(written, step[:, None], commit_step).masked_fill(left, -1))
+    commit_confidence.copy_(
+        torch.where(written, confidence, commit_confidence).masked_fill(left, 0)
+    )
+    masks_left.copy_(torch.where(active, left.sum(1), masks_left))
+    edit_step += active & was_settled
     step += active
-    unresolved = masked.cumsum(1) > 0
-    done |= ~masked.any(1) | ((tokens == eos_id) & ~unresolved).any(1)
+    no_more_edits = (edit_step >= edit_steps) | (was_settled & ~edit.any(1))
+    settled = _settled(tokens, free, left, eos_id) & no_more_edits
+    done |= settled | (revise[:, 0] & last_of_budget)
+
+
+def _ahead(surety: Tensor) -> Tensor:
+    """bool [batch, i, j]: j is surer than i, or as sure and at a lower position."""
+    position = torch.arange(surety.shape[1], device=surety.device)
+    mine, other = surety[:, :, None], surety[:, None, :]
+    return (other > mine) | ((other == mine) & (position < position[:, None]))
+
+
+def _settled(tokens: Tensor, free: Tensor, undecided: Tensor, eos_id: int) -> Tensor:
+    """bool [batch]: nothing is undecided, or nothing before the first EOS that is not fixed."""
+    none_before = undecided.cumsum(1) == 0
+    return ~undecided.any(1) | (free & (tokens == eos_id) & none_before).any(1)
+
+
+def random_ids(words: Tensor, vocab_size: int, mask_id: int) -> Tensor:
+    """int64 ids below `vocab_size` of `words` from `philox`, none of them `mask_id`."""
+    ids = words % vocab_size
+    return torch.where(ids == mask_id, (mask_id + 1) % vocab_size, ids)

@@ -8,8 +8,10 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 ID_DTYPES = (torch.int32, torch.int64)
+NUMERICS = ("invariant", "fast")
 HEAD_DIMS = (16, 32, 64, 128, 256)
 MAX_BLOCK = 256  # positions: the longest block that any op takes
+MAX_GROUPED_BLOCK = 512  # rows of a block that holds draft groups
 
 
 def check_tensor(

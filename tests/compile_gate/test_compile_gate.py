@@ -11,13 +11,14 @@ import pytest
 import torch
 from kernel_compiler import CompiledKernel, compile_launches
 
-from dlm_kernels import launch
+from dlm_kernels import launch, rules
 
 ARCHS = list(launch.SHARED_MEMORY)
 # As __init__ binds each op's function to its module's name, modules are imported by path.
 attention = importlib.import_module("dlm_kernels.block_attention")
 confidence = importlib.import_module("dlm_kernels.confidence")
-remask = importlib.import_module("dlm_kernels.remask_scatter")
+linear = importlib.import_module("dlm_kernels.linear")
+remask_scatter = importlib.import_module("dlm_kernels.remask_scatter")
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
@@ -33,14 +34,19 @@ def attention_launcher(
     numerics: str = "invariant",
     dtype: torch.dtype = torch.bfloat16,
     lse: bool = False,
+    page_size: int | None = None,
+    draft_length: int = 0,
 ) -> Callable[[], object]:
     """The 8B model's heads: 32 query heads on 8 KV heads."""
-    cache = empty(2, capacity, 8, head_dim, dtype=dtype)
+    cache, table = empty(2, capacity, 8, head_dim, dtype=dtype), None
+    if page_size:
+        table = empty(2, capacity // page_size)
+        cache = empty(2 * capacity // page_size, page_size, 8, head_dim, dtype=dtype)
     fresh = None if causal else empty(2, block, 8, head_dim, dtype=dtype)
-    context_limit = capacity - block if causal else capacity
+    context_limit = capacity - (block if causal or draft_length else 0)
     arguments = (
-        empty(2, block, 32, head_dim, dtype=dtype), cache, cache, empty(2), fresh, fresh,
-        head_dim**-0.5, numerics, context_limit, lse, empty(1),
+        empty(2, block, 32, head_dim, dtype=dtype), cache, cache, empty(2), table, fresh, fresh,
+        0, draft_length, head_dim**-0.5, numerics, context_limit, lse, empty(1),
     )  # fmt: skip
     return lambda: attention._launch(*arguments)
 
@@ -53,13 +59,31 @@ def confidence_launcher(
     return lambda: confidence._launch(logits, tokens, 100, banned, extras, extras, error)
 
 
-def remask_launcher(block: int, tokens: torch.dtype = torch.int32) -> Callable[[], object]:
+def linear_launcher(
+    in_features: int, out_features: int, dtype: torch.dtype = torch.bfloat16
+) -> Callable[[], object]:
+    x = empty(32, in_features, dtype=dtype)
+    weight = empty(out_features, in_features, dtype=dtype)
+    return lambda: linear._launch(x, weight)
+
+
+def remask_launcher(
+    block: int, tokens: torch.dtype = torch.int32, *, noise: bool = False, remask: bool = False
+) -> Callable[[], object]:
+    positions = {
+        dtype: empty(4, block, dtype=dtype) for dtype in (torch.int32, torch.float32, torch.bool)
+    }
+    ints, floats, bools = positions.values()
     state = (
-        empty(4, block, dtype=tokens), empty(4, block), empty(4, block, dtype=torch.float32),
-        empty(4), empty(4), empty(4, dtype=torch.bool),
+        empty(4, block, dtype=tokens), bools, ints, floats,
+        empty(4), empty(4), empty(4), empty(4, dtype=torch.bool),
     )  # fmt: skip
-    candidate, certainty = empty(4, block), empty(4, block, dtype=torch.float32)
-    return lambda: remask._launch(*state, candidate, certainty, 100, 11, 0.9, 1, 0, empty(1))
+    rule = empty(4, len(rules.NUMBERS), dtype=torch.float32), empty(4, len(rules.COUNTS))
+    drawn = (empty(4, dtype=torch.int64), empty(4)) if noise else (None, None)
+    token_probability = floats if remask else None
+    return lambda: remask_scatter._launch(
+        *state, ints, floats, *rule, token_probability, *drawn, 131072, 100, 11, empty(1)
+    )
 
 
 CASES = {
@@ -74,6 +98,10 @@ CASES = {
     "D128 causal one split": attention_launcher(128, capacity=512, lse=True, causal=True),
     "D128 fast, 1 query": attention_launcher(128, block=1, numerics="fast", causal=True),
     "D128 fast, 256 queries": attention_launcher(128, block=256, numerics="fast"),
+    "D128 paged": attention_launcher(128, page_size=16),
+    "D256 paged": attention_launcher(256, page_size=16),
+    "D128 drafts": attention_launcher(128, block=272, draft_length=17),
+    "D128 drafts paged": attention_launcher(128, block=272, draft_length=17, page_size=16),
     "D64 fp16": attention_launcher(64, dtype=torch.float16),
     "D64 fp32": attention_launcher(64, dtype=torch.float32, causal=True),
     "D128 fp32": attention_launcher(128, dtype=torch.float32),
@@ -85,9 +113,19 @@ CASES = {
     "fp16": confidence_launcher(torch.float16),
     "fp32": confidence_launcher(torch.float32),
     "fp32 entropy, margin": confidence_launcher(torch.float32, extras=True),
+    "8B's q and o": linear_launcher(4096, 4096),
+    "8B's k and v": linear_launcher(4096, 1024),
+    "8B's down": linear_launcher(14336, 4096),
+    "8B's head": linear_launcher(4096, 131072),
+    "fp16 odd features": linear_launcher(1000, 131, torch.float16),
+    "linear fp32": linear_launcher(512, 1792, torch.float32),
     "block 32": remask_launcher(32),
     "block 64, int64 tokens": remask_launcher(64, torch.int64),
     "block 256": remask_launcher(256),
+    "block 32, noise": remask_launcher(32, noise=True),
+    "block 256, noise, remasking, int64 tokens": remask_launcher(
+        256, torch.int64, noise=True, remask=True
+    ),
 }
 
 
@@ -121,6 +159,26 @@ def test_hopper_attention_uses_wgmma_and_wide_loads(head_dim: int, causal: bool)
     async_loads = count(r"\bLDGSTS\b", split.sass)
     assert async_loads > 0
     assert count(r"\bLDGSTS\S*\.128", split.sass) == async_loads
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_pages_load_as_wide_and_as_far_ahead_as_a_contiguous_cache(arch: str) -> None:
+    """As many asynchronous 16-byte loads, in as much shared memory: page numbers take the rest."""
+    paged, _ = compile_launches(arch, attention_launcher(128, page_size=16))
+    contiguous, _ = compile_launches(arch, attention_launcher(128))
+    wide, expected = (count(r"\bLDGSTS\S*\.128", x.sass) for x in (paged, contiguous))
+    assert wide == expected > 0
+    assert 0 <= paged.shared - contiguous.shared <= 2048
+
+
+@pytest.mark.parametrize("shape", [(4096, 1024), (4096, 131072)], ids=["k and v", "head"])
+def test_hopper_linear_uses_wgmma_and_wide_loads(shape: tuple[int, int]) -> None:
+    product, *_ = compile_launches("sm_90", linear_launcher(*shape))
+    assert count(r"\bHGMMA\b", product.sass) > 0
+    assert count(r"\bHMMA\b", product.sass) == 0
+    async_loads = count(r"\bLDGSTS\b", product.sass)
+    assert async_loads > 0
+    assert count(r"\bLDGSTS\S*\.128", product.sass) == async_loads
 
 
 @pytest.mark.parametrize("arch", ARCHS)

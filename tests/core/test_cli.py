@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dlm_core import cli, generate, load_model
+from dlm_core import Sampling, cli, generate, infill, load_model, refine
+from dlm_core.decoding.options import MODES
+from dlm_kernels.rules import RULES
 
 PROMPT = "91 93"
 
@@ -20,6 +22,52 @@ def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def closing_line(output: str) -> dict:
     return json.loads(output.splitlines()[-1])
+
+
+def generated(capsys: pytest.CaptureFixture, folder: Path, *arguments: str) -> dict:
+    """The closing line of `dlm generate` on a CPU."""
+    command = ["generate", str(folder), "--tokens", "8 11 14 17", "--device", "cpu", "--json"]
+    assert cli.main([*command, *arguments]) == 0
+    return closing_line(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_generate_reaches_every_mode(
+    mode: str, golden: Path, capsys: pytest.CaptureFixture
+) -> None:
+    expected = generate(load_model(golden / "tiny-a"), [8, 11, 14, 17], 12, mode)
+    shown = generated(capsys, golden / "tiny-a", "--mode", mode, "--max-new-tokens", "12")
+    assert (shown["tokens"], shown["forwards"]) == (expected.tokens, expected.forwards)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_generate_reaches_every_rule(
+    rule: str, golden: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model = load_model(golden / "tiny-a")
+    expected = generate(model, [8, 11, 14, 17], 12, "diffusion", rule=rule)
+    shown = generated(capsys, golden / "tiny-a", "--rule", rule, "--max-new-tokens", "12")
+    assert (shown["tokens"], shown["committed"]) == (expected.tokens, expected.committed)
+
+
+def test_generate_samples(golden: Path, capsys: pytest.CaptureFixture) -> None:
+    sampling = Sampling(temperature=1.5, top_k=20, top_p=0.9, min_p=0.01, seed=4)
+    flags = ["--temperature", "1.5", "--top-k", "20", "--top-p", "0.9", "--min-p", "0.01"]
+    for mode in MODES:
+        model = load_model(golden / "tiny-a")
+        expected = generate(model, [8, 11, 14, 17], 128, mode, sampling=sampling)
+        shown = generated(capsys, golden / "tiny-a", "--mode", mode, *flags, "--seed", "4")
+        assert shown["tokens"] == expected.tokens
+
+
+def test_generate_fills_a_gap_and_refines(golden: Path, capsys: pytest.CaptureFixture) -> None:
+    model = load_model(golden / "tiny-a")
+    gap = ["--mode", "infill", "--max-new-tokens", "3", "--after", "29 32 35"]
+    expected = infill(model, [8, 11, 14, 17], 3, [29, 32, 35], steps=2)
+    assert generated(capsys, golden / "tiny-a", *gap, "--steps", "2")["tokens"] == expected.tokens
+    draft = ["--mode", "refine", "--draft", "20 23 9 29", "--block-length", "4"]
+    expected = refine(model, [8, 11, 14, 17], [20, 23, 9, 29], block_length=4)
+    assert generated(capsys, golden / "tiny-a", *draft)["tokens"] == expected.tokens
 
 
 @pytest.mark.parametrize("mode", ["autoregressive", "diffusion"])
@@ -93,6 +141,20 @@ def test_terminal_shows_the_block_filling(
         (["generate", "{tiny}", "--tokens", "1", "--dtype", "int8"], "--dtype"),
         (["generate", "{tiny}", "--prompt", "hello"], "--prompt"),
         (["generate", "{tiny}/absent", "--tokens", "1"], "absent/config.json cannot be read"),
+        (["generate", "{tiny}", "--tokens", "1", "--rule", "greedy"], "--rule"),
+        (["generate", "{tiny}", "--tokens", "1", "--mode", "infill"], "infill needs --after"),
+        (["generate", "{tiny}", "--tokens", "1", "--draft", "4"], "diffusion has no --draft"),
+        (
+            ["generate", "{tiny}", "--tokens", "1", "--mode", "infill", "--after", "4 x"],
+            "'4 x' is not a list of integer ids",
+        ),
+        (
+            ["generate", "{tiny}", "--tokens", "1", "--mode", "refine", "--draft", "4"]
+            + ["--steps", "3"],
+            "--steps: refine has none",
+        ),
+        (["generate", "{tiny}", "--tokens", "1", "--top-p", "0.9"], "top_p is 0.9 beside"),
+        (["generate", "{tiny}", "--tokens", "1", "--temperature", "-1"], "temperature is -1"),
         (["info", "7b"], "MODEL: 7b/config.json cannot be read"),
     ],
 )

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dlm_core import KVCache, Model, load_model, random_model
-from dlm_core.decoding.diffusion import denoise_step
-from dlm_kernels import BlockState, new_error_word
+from dlm_core import KVCache, Model, Sampling, load_model, random_model
+from dlm_core.decoding.diffusion import Needs, denoise_step
+from dlm_core.decoding.runner import Runner
+from dlm_core.decoding.sampling import SamplingTable
+from dlm_kernels import BlockState, Rule, RuleTable
 
 CONTEXT_LENGTHS = (5, 33, 20)
 BLOCK = 8
@@ -35,23 +37,20 @@ def blocks_of(model: Model, seeds: torch.Tensor) -> BlockState:
     return BlockState.start(tokens, mask_id)
 
 
-def step_arguments(model: Model) -> dict:
-    mask_id = model.config.mask_token_id
-    return {
-        "banned": torch.tensor([mask_id], dtype=torch.int32, device=model.device),
-        "threshold": 0.9,
-        "steps": None,
-        "error": new_error_word(model.device),
-    }
+def step(runner: Runner, cache: KVCache, state: BlockState) -> None:
+    rule, sampling, batch = Rule(threshold=0.9), Sampling(), len(state.tokens)
+    rules = RuleTable.pack([rule] * batch, state.tokens.device)
+    table = SamplingTable.pack([sampling] * batch, state.tokens.device)
+    denoise_step(runner, cache, state, Needs.of(rule, sampling), rules, table)
 
 
 def test_batch_commits_what_each_request_alone_commits(golden: Path, device: str) -> None:
     model = load_model(golden / "tiny-a", device=device)
     cache, seeds = context_of(model, CONTEXT_LENGTHS)
     together = blocks_of(model, seeds)
-    arguments = step_arguments(model)
+    runner = Runner.of(model)
     for _ in range(3):
-        denoise_step(model, cache, together, **arguments)
+        step(runner, cache, together)
     for b, length in enumerate(CONTEXT_LENGTHS):
         alone = blocks_of(model, seeds[b : b + 1])
         own = KVCache(model.config, 1, 64, device=device, dtype=model.dtype)
@@ -59,10 +58,10 @@ def test_batch_commits_what_each_request_alone_commits(golden: Path, device: str
             ours.copy_(theirs[b : b + 1])
         own.advance(length)
         for _ in range(3):
-            denoise_step(model, own, alone, **arguments)
+            step(runner, own, alone)
         assert together.tokens[b].tolist() == alone.tokens[0].tolist()
         assert together.commit_step[b].tolist() == alone.commit_step[0].tolist()
-    assert int(arguments["error"]) == 0
+    assert int(runner.error) == 0
 
 
 def test_done_request_is_left_as_it_is(golden: Path, device: str) -> None:
@@ -71,10 +70,11 @@ def test_done_request_is_left_as_it_is(golden: Path, device: str) -> None:
     state = blocks_of(model, seeds)
     state.done[1] = True
     before = [tensor.clone() for tensor in state]
-    denoise_step(model, cache, state, **step_arguments(model))
+    step(Runner.of(model), cache, state)
     for name, old, new in zip(BlockState._fields, before, state, strict=True):
         assert torch.equal(old[1], new[1]), name
-    assert (state.masks_left[[0, 2]] < before[3][[0, 2]]).all()
+    masks_left = dict(zip(BlockState._fields, before, strict=True))["masks_left"]
+    assert (state.masks_left[[0, 2]] < masks_left[[0, 2]]).all()
 
 
 @pytest.mark.gpu
@@ -82,12 +82,12 @@ def test_done_request_is_left_as_it_is(golden: Path, device: str) -> None:
 def test_step_never_waits_for_the_device(dtype: torch.dtype) -> None:
     model = random_model("tiny", device="cuda", dtype=dtype)
     cache, seeds = context_of(model, CONTEXT_LENGTHS)
-    arguments = step_arguments(model)
-    denoise_step(model, cache, blocks_of(model, seeds), **arguments)  # compiles the kernels
+    runner = Runner.of(model)
+    step(runner, cache, blocks_of(model, seeds))  # compiles the kernels
     state = blocks_of(model, seeds)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        denoise_step(model, cache, state, **arguments)
+        step(runner, cache, state)
         model(state.tokens, cache, causal=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -98,15 +98,15 @@ def test_step_never_waits_for_the_device(dtype: torch.dtype) -> None:
 def test_graph_replays_equal_eager_steps(dtype: torch.dtype) -> None:
     model = random_model("tiny", device="cuda", dtype=dtype)
     cache, seeds = context_of(model, CONTEXT_LENGTHS)
-    arguments = step_arguments(model)
+    runner = Runner.of(model)
     eager = blocks_of(model, seeds)
     for _ in range(4):
-        denoise_step(model, cache, eager, **arguments)
+        step(runner, cache, eager)
 
     replayed = blocks_of(model, seeds)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        denoise_step(model, cache, replayed, **arguments)
+        step(runner, cache, replayed)
     for _ in range(4):
         graph.replay()
     for name, one, other in zip(BlockState._fields, eager, replayed, strict=True):

@@ -162,9 +162,9 @@ def test_block_with_nothing_to_choose_is_raised(
 ) -> None:
     logits = Model.logits
 
-    def no_choice_in_blocks(self: Model, hidden: torch.Tensor) -> torch.Tensor:
-        values = logits(self, hidden)
-        return values.fill_(-torch.inf) if hidden.dim() == 3 else values
+    def no_choice_in_blocks(self: Model, hidden: torch.Tensor, *numerics: str) -> torch.Tensor:
+        values = logits(self, hidden, *numerics)
+        return values.fill_(-torch.inf) if hidden.shape[1] > 1 else values
 
     monkeypatch.setattr(Model, "logits", no_choice_in_blocks)
     with pytest.raises(DeviceError, match="no position with a usable candidate"):

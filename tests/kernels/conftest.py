@@ -1,43 +1,10 @@
 """Fixtures of the kernel tests: backends, dtypes, and poison in everything an op allocates."""
 
-import functools
-import inspect
 from collections.abc import Iterator
 
 import pytest
 import torch
 from numeric import poisoned_allocations
-
-
-@pytest.fixture(scope="session", autouse=True)
-def scan_triton_language_once() -> Iterator[None]:
-    """Halve the interpreter's time: it scans triton.language at every call of a jit function."""
-    try:
-        from triton import language
-        from triton.runtime import interpreter
-
-        patch_one = interpreter._patch_attr
-    except (ImportError, AttributeError):
-        yield
-        return
-
-    @functools.cache
-    def builtins_of(package) -> list[str]:
-        members = inspect.getmembers(package, language.core.is_builtin)
-        return [name for name, _ in members]
-
-    def patch_builtin(package, builder, scope) -> None:
-        for name in builtins_of(package):
-            member = getattr(package, name)
-            if language.core.is_builtin(member):
-                patch_one(package, name, member, builder, scope)
-
-    # Looked at before the interpreter has put anything else in their place.
-    for package in (language, language.core, language.tensor, language.math):
-        builtins_of(package)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter, "_patch_builtin", patch_builtin)
-        yield
 
 
 @pytest.fixture(params=["triton", "torch", "reference"])

@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 import torch
 
-from dlm_kernels import BlockState, block_attention, confidence, remask_scatter
+from dlm_kernels import BlockState, Rule, block_attention, confidence, remask_scatter
 from dlm_kernels.backend import BACKENDS, backend_for
 
 
@@ -41,7 +41,9 @@ def calls(device: str) -> dict[str, Callable]:
     return {
         "confidence": lambda: confidence(zeros),
         "block_attention": lambda: block_attention(q, q, q, lengths),
-        "remask_scatter": lambda: remask_scatter(state, zeros.int(), zeros, mask_id=9, eos_id=2),
+        "remask_scatter": lambda: remask_scatter(
+            state, zeros.int(), zeros, Rule(), mask_id=9, eos_id=2
+        ),
     }
 
 

@@ -1,5 +1,7 @@
 """block_attention, invariant numerics: a row's bits are a function of the row alone."""
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 from numeric import assert_same_bits, forced_backend
@@ -15,7 +17,10 @@ CONTEXT, BLOCK = 900, 256
 class Sequence:
     """One sequence's queries, keys and values at positions 0 .. CONTEXT + BLOCK - 1."""
 
-    def __init__(self, query_heads: int, head_dim: int, dtype: torch.dtype, device: str) -> None:
+    def __init__(
+        self, query_heads: int, head_dim: int, dtype: torch.dtype, backend: str, device: str
+    ) -> None:
+        self.backend = backend
         generator = torch.Generator().manual_seed(0)
 
         def randn(length: int, heads: int) -> Tensor:
@@ -41,24 +46,32 @@ class Sequence:
         context = CONTEXT + first
         caches = self.caches(context + block, capacity or context + block, behind)
         lengths = torch.tensor([context], dtype=torch.int32, device=self.q.device)
-        with forced_backend("triton"):
-            out, lse = block_attention(
-                self.q[None, first : first + block], *caches, lengths, return_lse=True, **options
-            )
+        q = self.q[None, first : first + block]
+        out, lse = self.attend(q, *caches, lengths, **options)
         return out[0], lse[0]
+
+    def attend(self, *args, **options) -> tuple[Tensor, Tensor]:
+        with forced_backend(self.backend):
+            return block_attention(*args, return_lse=True, **options)
 
 
 @pytest.fixture(
     params=[
-        pytest.param((3, 16), id="group-of-three"),
-        pytest.param((4, 64), id="group-of-four"),
+        pytest.param((3, 16, "triton"), id="triton-group-of-three"),
+        pytest.param((4, 64, "triton"), id="triton-group-of-four"),
         # Other launch table entries; the interpreter would take minutes.
-        pytest.param((4, 128), id="the-models-heads", marks=pytest.mark.gpu),
-        pytest.param((2, 256), id="widest-head", marks=pytest.mark.gpu),
+        pytest.param((4, 128, "triton"), id="triton-the-models-heads", marks=pytest.mark.gpu),
+        pytest.param((2, 256, "triton"), id="triton-widest-head", marks=pytest.mark.gpu),
+        # What libraries on a GPU do is theirs: the torch backend promises this on a CPU only.
+        pytest.param((1, 16, "torch"), id="torch-one-head"),
+        pytest.param((3, 16, "torch"), id="torch-group-of-three"),
+        pytest.param((4, 128, "torch"), id="torch-the-models-heads"),
     ]
 )
-def sequence(request: pytest.FixtureRequest, dtype: torch.dtype, triton_device: str) -> Sequence:
-    return Sequence(*request.param, dtype, triton_device)
+def sequence(request: pytest.FixtureRequest, dtype: torch.dtype) -> Sequence:
+    query_heads, head_dim, backend = request.param
+    device = request.getfixturevalue("triton_device") if backend == "triton" else "cpu"
+    return Sequence(query_heads, head_dim, dtype, backend, device)
 
 
 def assert_same_rows(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], what: str):
@@ -101,8 +114,7 @@ def test_causal_rows_do_not_depend_on_the_batch(sequence: Sequence) -> None:
     k_cache[2], v_cache[2] = 1.0, 2.0
     q = sequence.q[None, first : first + block].repeat(3, 1, 1, 1)
     lengths = torch.tensor([5, CONTEXT + first, 1500], dtype=torch.int32, device=q.device)
-    with forced_backend("triton"):
-        out, lse = block_attention(q, k_cache, v_cache, lengths, return_lse=True)
+    out, lse = sequence.attend(q, k_cache, v_cache, lengths)
     assert_same_rows((out[1], lse[1]), expected, "between two neighbours")
 
 
@@ -114,21 +126,17 @@ def test_bidirectional_rows_do_not_depend_on_batch_or_capacity(
     q, k, v = (x[None, -block:] for x in (sequence.q, sequence.k, sequence.v))
     lengths = torch.tensor([context], dtype=torch.int32, device=q.device)
 
-    def run(*args, **options) -> tuple[Tensor, Tensor]:
-        with forced_backend("triton"):
-            return block_attention(*args, return_lse=True, **options)
-
-    expected = run(q, *sequence.caches(context, context), lengths, k, v)
+    expected = sequence.attend(q, *sequence.caches(context, context), lengths, k, v)
     larger = sequence.caches(context, 2500)
-    assert_same_rows(run(q, *larger, lengths, k, v), expected, "in a larger cache")
-    tight = run(q, *larger, lengths, k, v, max_context=context)
+    assert_same_rows(sequence.attend(q, *larger, lengths, k, v), expected, "in a larger cache")
+    tight = sequence.attend(q, *larger, lengths, k, v, max_context=context)
     assert_same_rows(tight, expected, "with a tight max_context")
 
     k_cache, v_cache = (x.repeat(3, 1, 1, 1) for x in sequence.caches(context, 1200))
     k_cache[0], v_cache[2] = 1.0, NAN
     among = [x.repeat(3, 1, 1, 1) for x in (q, k, v)]
     lengths = torch.tensor([1200, context, 7], dtype=torch.int32, device=q.device)
-    out, lse = run(among[0], k_cache, v_cache, lengths, *among[1:])
+    out, lse = sequence.attend(among[0], k_cache, v_cache, lengths, *among[1:])
     assert_same_rows((out[1:2], lse[1:2]), expected, "between two neighbours")
 
 
@@ -136,3 +144,75 @@ def test_bidirectional_rows_do_not_depend_on_batch_or_capacity(
 def test_the_same_call_gives_the_same_bits(numerics: str, sequence: Sequence) -> None:
     first = sequence.causal(100, 32, numerics=numerics)
     assert_same_rows(sequence.causal(100, 32, numerics=numerics), first, "a second time")
+
+
+# --- the torch backend on a CPU, whose matrix products and sums are a library's
+
+
+@pytest.fixture(
+    params=[
+        pytest.param((2, 1, 16), id="the-golden-models-heads"),
+        pytest.param((8, 8, 64), id="no-groups"),
+        pytest.param((32, 8, 128), id="the-models-heads"),
+        pytest.param((16, 2, 32), id="group-of-eight"),
+    ]
+)
+def torch_call(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Tensor]:
+    """Attention of `block` rows from `first` behind a context of 300, in pages on request."""
+    monkeypatch.setenv("DLM_BACKEND", "torch")
+    query_heads, kv_heads, head_dim = request.param
+    generator = torch.Generator().manual_seed(1)
+    q = torch.randn(1, 256, query_heads, head_dim, generator=generator)
+    caches = torch.randn(2, 1, 576, kv_heads, head_dim, generator=generator)
+    table = torch.arange(576 // 32, dtype=torch.int32).flip(0)[None]
+
+    def call(first: int, block: int, pages: bool = False) -> Tensor:
+        keys, values = caches
+        options = {}
+        if pages:
+            keys, values = (x[0].unflatten(0, (-1, 32)).flip(0) for x in caches)
+            options["block_table"] = table
+        lengths = torch.tensor([300 + first], dtype=torch.int32)
+        return block_attention(q[:, first : first + block], keys, values, lengths, **options)[0]
+
+    return call
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_torch_rows_do_not_depend_on_the_block(torch_call: Callable[..., Tensor]) -> None:
+    whole = torch_call(0, 256)
+    assert whole.isfinite().all()
+    for block in (1, 8, 32):
+        for first in (*range(0, 40, block), 83, 84, 211, 212, 256 - block):
+            for pages in (False, True):
+                rows = whole[first : first + block]
+                actual = torch_call(first, block, pages)
+                assert_same_bits(actual, rows, f"{block} rows from {first}, pages: {pages}")
+
+
+def test_torch_rows_do_not_depend_on_the_block_with_two_threads(
+    two_threads: None, torch_call: Callable[..., Tensor]
+) -> None:
+    whole = torch_call(0, 64)
+    assert whole.isfinite().all()
+    for first, block in ((0, 1), (17, 1), (63, 1), (5, 8), (31, 32)):
+        actual = torch_call(first, block)
+        assert_same_bits(actual, whole[first : first + block], f"{block} rows from {first}")
+
+
+def test_fast_torch_rows_do_depend_on_the_block() -> None:
+    """What the invariant numerics are for, and that these tests can see it."""
+    sequence = Sequence(4, 64, torch.float32, "torch", "cpu")
+    whole, _ = sequence.causal(0, 32, numerics="fast")
+    alone = torch.cat([sequence.causal(row, 1, numerics="fast")[0] for row in range(32)])
+    assert not torch.equal(alone, whole)
+    torch.testing.assert_close(alone, whole)

@@ -8,6 +8,8 @@ import torch
 from dlm_kernels import (
     BlockState,
     Cost,
+    Rule,
+    RuleTable,
     block_attention_cost,
     confidence,
     confidence_cost,
@@ -54,6 +56,35 @@ def test_block_attention_cost(
     assert cost == Cost(flops, moved + (4 * queries if lse else 0), pairs)
 
 
+@pytest.mark.parametrize(
+    ("block", "context", "draft_groups"),
+    [(6, 0, (2, 3)), (7, 5, (2, 3)), (12, 3, (1, 4)), (16, 2, (3, 5)), (2, 9, (1, 2))],
+)
+def test_block_attention_cost_of_draft_groups(
+    block: int, context: int, draft_groups: tuple[int, int]
+) -> None:
+    batch, query_heads, kv_heads, head_dim, itemsize = 2, 4, 2, 16, 2
+    groups, length = draft_groups
+    lead = block - groups * length
+    pairs, keys_seen = 0, set()
+    for row in range(block):
+        group, slot = divmod(row - lead, length) if row >= lead else (0, 0)
+        last = context + (lead + group if row >= lead else row)
+        keys = {("cached", position) for position in range(last + 1)}
+        if slot:
+            keys |= {("fresh", group, mask) for mask in range(1, length)}
+        pairs += len(keys)
+        keys_seen |= keys
+    pairs *= batch * query_heads
+    queries = 2 * batch * block * query_heads * head_dim * itemsize
+    moved = queries + 2 * batch * len(keys_seen) * kv_heads * head_dim * itemsize
+    cost = block_attention_cost(
+        batch, block, context, query_heads, kv_heads, head_dim,
+        itemsize=itemsize, draft_groups=draft_groups,
+    )  # fmt: skip
+    assert cost == Cost(4 * head_dim * pairs, moved, pairs)
+
+
 @pytest.mark.parametrize("entropy", [False, True])
 @pytest.mark.parametrize("margin", [False, True])
 def test_confidence_cost(entropy: bool, margin: bool, device: str) -> None:
@@ -73,8 +104,9 @@ def test_remask_scatter_cost(block: int, dtype: torch.dtype) -> None:
     cost = remask_scatter_cost(3, block, token_itemsize=dtype.itemsize)
     candidate = torch.zeros(3, block, dtype=torch.int32)
     confidences = torch.zeros(3, block)
-    counters = (state.masks_left, state.step, state.done)
-    read = nbytes(state.tokens, candidate, confidences, *counters)
+    counters = (state.masks_left, state.step, state.edit_step, state.done)
+    rules = RuleTable.pack([Rule()] * 3, "cpu")[:2]
+    read = nbytes(state.tokens, state.fixed, candidate, confidences, *counters, *rules)
     written = nbytes(state.tokens, state.commit_step, state.commit_confidence, *counters)
     assert cost.bytes == read + written
     assert cost.flops == 3 * sum(1 for _ in itertools.product(range(block), repeat=2))

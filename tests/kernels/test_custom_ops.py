@@ -9,6 +9,9 @@ from torch import Tensor
 
 from dlm_kernels import (
     BlockState,
+    Noise,
+    Rule,
+    RuleTable,
     block_attention,
     confidence,
     new_error_word,
@@ -49,6 +52,9 @@ class Step:
             torch.empty(batch, block, dtype=torch.int32, device=device).fill_(MASK), MASK
         )
         self.error = new_error_word(device)
+        position = torch.arange(batch, dtype=torch.int32, device=device)
+        self.noise = Noise(seed=5 - position.long(), position=position, vocab_size=VOCAB)
+        self.rule: Rule | RuleTable = Rule(threshold=0.2)
         self.fill(seed=0)
 
     def fill(self, seed: int) -> None:
@@ -85,9 +91,11 @@ class Step:
             self.state,
             statistics.token.view_as(self.state.tokens),
             statistics.probability.view_as(self.state.tokens),
+            self.rule,
             mask_id=MASK,
             eos_id=EOS,
-            threshold=0.2,
+            token_probability=statistics.margin.view_as(self.state.tokens),
+            noise=self.noise,
             error=self.error,
         )
         return bidirectional, lse, causal, *statistics
@@ -103,16 +111,23 @@ def assert_same_run(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) ->
 OPS = torch.ops.dlm_kernels
 
 
-@pytest.mark.parametrize("fresh", [True, False], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("kind", ["bidirectional", "causal", "drafts-in-pages"])
 @pytest.mark.parametrize("full", [True, False], ids=["lse-and-error-word", "plain"])
-def test_opcheck_block_attention(fresh: bool, full: bool, backend: str, op_device: str) -> None:
-    s = Step(op_device)
-    k, v = (s.k, s.v) if fresh else (None, None)
-    error = s.error if full else None
+def test_opcheck_block_attention(kind: str, full: bool, backend: str, op_device: str) -> None:
+    s = Step(op_device, capacity=48)
+    k, v = (None, None) if kind == "causal" else (s.k, s.v)
+    caches, table, draft = (s.k_cache, s.v_cache), None, (0, 0)
+    if kind == "drafts-in-pages":
+        caches = [x.reshape(6, 16, *x.shape[2:]) for x in caches]
+        table = torch.arange(6, dtype=torch.int32, device=op_device).view(2, 3)
+        draft = (1, 3)
     torch.library.opcheck(
         OPS.block_attention.default,
-        (s.q, s.k_cache, s.v_cache, s.lengths, k, v, 0.25, "invariant", 36, full, error),
-    )
+        (
+            s.q, *caches, s.lengths, table, k, v, *draft, 0.25, "invariant", 36, full,
+            s.error if full else None,
+        ),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("full", [True, False], ids=["all-options", "plain"])
@@ -125,15 +140,20 @@ def test_opcheck_confidence(full: bool, backend: str, op_device: str) -> None:
     )
 
 
-@pytest.mark.parametrize("full", [True, False], ids=["error-word", "plain"])
+@pytest.mark.parametrize("full", [True, False], ids=["all-options", "plain"])
 def test_opcheck_remask_scatter(full: bool, backend: str, op_device: str) -> None:
     s = Step(op_device)
     candidate = torch.ones_like(s.state.tokens)
     sure = torch.rand(candidate.shape, device=op_device)
+    numbers, counts, *_ = RuleTable.pack([Rule(threshold=0.5)] * 2, op_device)
+    optional = (sure / 2, s.noise.seed, s.noise.position) if full else (None, None, None)
     torch.library.opcheck(
         OPS.remask_scatter.default,
-        (*s.state, candidate, sure, MASK, EOS, 0.5, 1, 0, s.error if full else None),
-    )
+        (
+            *s.state, candidate, sure, numbers, counts, *optional, VOCAB, MASK, EOS,
+            s.error if full else None,
+        ),
+    )  # fmt: skip
 
 
 # --- torch.compile
@@ -162,16 +182,49 @@ def test_compiled_step_equals_eager(backend: str, op_device: str, compiler: Call
         assert bool(eager.error) == (seed > 0)
 
 
+# A row for each request of the batch, which none but a table can mix.
+MIXED = [
+    Rule(confidence="random", top_k=2, remask_below=0.3),
+    Rule(confidence="probability", steps=3, renoise=True),
+]
+
+
+def test_compiled_step_takes_other_rules(backend: str, op_device: str, compiler: Callable) -> None:
+    """As a captured graph does: the rules are what the table holds when it runs."""
+    eager, compiled = Step(op_device), Step(op_device)
+    tables = [RuleTable.pack(rules, op_device) for rules in (MIXED, MIXED[::-1])]
+    compiled.rule = RuleTable(*(x.clone() for x in tables[0][:2]), *tables[0][2:])
+    run = compiler(compiled.run)
+    for table in tables:
+        eager.fill(0)
+        compiled.fill(0)
+        eager.rule = table
+        for ours, theirs in zip(compiled.rule[:2], table[:2], strict=True):
+            ours.copy_(theirs)
+        assert_same_run(run(), eager.run())
+        assert_same_run(compiled.state, eager.state)
+
+
 def test_compiled_with_dynamic_shapes(backend: str, op_device: str, compiler: Callable) -> None:
     @compiler
     def attend(q, k_cache, v_cache, lengths, k, v):
         return block_attention(q, k_cache, v_cache, lengths, k, v, return_lse=True)
 
+    @compiler
+    def draft(q, k_cache, v_cache, lengths, table, k, v):
+        pages = (x.flatten(0, 1).unflatten(0, (-1, 16)) for x in (k_cache, v_cache))
+        return block_attention(
+            q, *pages, lengths, k, v, block_table=table, draft_groups=(2, 2), return_lse=True
+        )
+
     statistics = compiler(lambda x: confidence(x, entropy=True), dynamic=True)
     for batch in (2, 3, 5):
-        s = Step(op_device, batch=batch)
+        s = Step(op_device, batch=batch, capacity=48)
         inputs = (s.q, s.k_cache, s.v_cache, s.lengths, s.k, s.v)
         assert_same_run(attend(*inputs), block_attention(*inputs, return_lse=True))
+        table = torch.arange(3 * batch, dtype=torch.int32, device=op_device).view(batch, 3)
+        expected = block_attention(*inputs, draft_groups=(2, 2), return_lse=True)
+        assert_same_run(draft(*inputs[:4], table, *inputs[4:]), expected)
         logits = s.logits[:, : VOCAB - batch].contiguous()
         assert_same_run(statistics(logits)[:4], confidence(logits, entropy=True)[:4])
 
@@ -184,6 +237,8 @@ def test_compiled_with_dynamic_shapes(backend: str, op_device: str, compiler: Ca
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_cuda_graph_replay_equals_eager(dtype: torch.dtype, capacity: int) -> None:
     eager, captured = (Step("cuda", dtype, capacity=capacity) for _ in range(2))
+    tables = [RuleTable.pack(rules, "cuda") for rules in (MIXED, MIXED[::-1])]
+    captured.rule = RuleTable(*(x.clone() for x in tables[0][:2]), *tables[0][2:])
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -195,6 +250,9 @@ def test_cuda_graph_replay_equals_eager(dtype: torch.dtype, capacity: int) -> No
     for seed in range(4):
         eager.fill(seed)
         captured.fill(seed)
+        eager.rule = tables[seed % 2]
+        for ours, theirs in zip(captured.rule[:2], eager.rule[:2], strict=True):
+            ours.copy_(theirs)
         if seed == 3:
             eager.lengths[0] = captured.lengths[0] = capacity + 1
         # Two replays are two steps on one state.

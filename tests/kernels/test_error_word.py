@@ -10,6 +10,7 @@ BITS = {
     error_word.LENGTH_OUT_OF_RANGE: "context length",
     error_word.ID_OUT_OF_RANGE: "banned id",
     error_word.NO_CANDIDATE: "candidate",
+    error_word.PAGE_OUT_OF_RANGE: "block table",
 }
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dlm_kernels import BlockState, remask_scatter
+from dlm_kernels import BlockState, Rule, remask_scatter
 
 diffusers = pytest.importorskip("diffusers")
 if not hasattr(diffusers, "BlockRefinementScheduler"):
@@ -72,10 +72,9 @@ def test_one_step_chooses_what_diffusers_chooses(
         state,
         candidate.int().to(op_device),
         confidence.to(op_device),
+        Rule(threshold=None if threshold == NEVER else threshold, top_k=top_k),
         mask_id=MASK,
         eos_id=EOS,
-        threshold=None if threshold == NEVER else threshold,
-        top_k=top_k,
     )
     assert state.commit_step.eq(0).tolist() == theirs.transfer_index.tolist()
     assert state.tokens.tolist() == theirs.prev_sample.tolist()
@@ -96,9 +95,9 @@ def test_a_budget_commits_what_diffusers_schedule_commits(
             state,
             candidate.int().to(op_device),
             confidence.to(op_device),
+            Rule(steps=steps),
             mask_id=MASK,
             eos_id=EOS,
-            steps=steps,
         )
         tokens = scheduler.step(
             (candidate, confidence), step, tokens, mask_token_id=MASK, threshold=NEVER

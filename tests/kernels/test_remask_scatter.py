@@ -7,7 +7,7 @@ import torch
 from numeric import Guarded, assert_same_bits, forced_backend, unchanged
 from torch import Tensor
 
-from dlm_kernels import BlockState, new_error_word, remask_scatter
+from dlm_kernels import BlockState, Rule, new_error_word, remask_scatter
 from dlm_kernels.error_word import NO_CANDIDATE
 
 MASK, EOS = 100, 11
@@ -27,10 +27,10 @@ def step(state: BlockState, candidate: list, confidence: list, **rule) -> Tensor
         state,
         torch.tensor(candidate, dtype=torch.int32, device=device).view(state.tokens.shape),
         torch.tensor(confidence, dtype=torch.float32, device=device).view(state.tokens.shape),
+        Rule(**rule),
         mask_id=MASK,
         eos_id=EOS,
         error=error,
-        **rule,
     )
     return error
 
@@ -59,8 +59,10 @@ def test_every_field_after_one_step(token_dtype: torch.dtype, backend: str, op_d
     assert state.tokens.tolist() == [[7, M, 3, M, 5]]
     assert state.commit_step.tolist() == [[-1, -1, 0, -1, 0]]
     assert state.commit_confidence[0].tolist() == pytest.approx([0, 0, 0.9, 0, 0.95])
+    assert state.fixed.tolist() == [[True, False, False, False, False]]
     assert state.masks_left.tolist() == [2]
     assert state.step.tolist() == [1]
+    assert state.edit_step.tolist() == [0]
     assert state.done.tolist() == [False]
     assert not error.item()
     step(state, [1, 2, 3, 4, 5], [1.0, 0.5, 0.9, 0.25, 0.95], top_k=2)
@@ -178,7 +180,9 @@ def test_done_with_the_first_eos_that_has_no_mask_before_it(
     backend: str,
     op_device: str,
 ) -> None:
-    state = state_of([tokens], op_device)
+    # In the middle of a run: none of the tokens is given.
+    tokens = torch.tensor([tokens], dtype=torch.int32, device=op_device)
+    state = BlockState.start(tokens, MASK, fixed=torch.zeros_like(tokens, dtype=torch.bool))
     # The first masked position is the surest.
     step(state, candidate, [0.9, 0.8, 0.7, 0.6])
     assert state.tokens.tolist() == [after]
@@ -190,6 +194,15 @@ def test_done_with_the_first_eos_that_has_no_mask_before_it(
             assert not step(state, [1, 2, 3, 4], [1.0] * 4, threshold=0.0).item()
             for name, ours, theirs in zip(BlockState._fields, state, frozen, strict=True):
                 assert_same_bits(ours, theirs, f"state.{name} of a done request")
+
+
+def test_an_eos_that_is_given_ends_nothing(backend: str, op_device: str) -> None:
+    state = state_of([[7, EOS, M, M]], op_device)
+    step(state, [1, 2, 3, 4], [0.1, 0.1, 0.9, 0.2])
+    assert state.tokens.tolist() == [[7, EOS, 3, M]]
+    assert state.done.tolist() == [False]
+    step(state, [1, 2, 3, EOS], [0.1, 0.1, 0.9, 0.2])
+    assert state.done.tolist() == [True]
 
 
 def test_masks_behind_an_eos_are_filled_while_one_is_before_it(
@@ -211,13 +224,27 @@ def test_start() -> None:
     tokens = torch.tensor([[M, 1, M], [1, 2, 3], [M, M, M]])
     state = BlockState.start(tokens, MASK)
     assert state.tokens is tokens
+    assert torch.equal(state.fixed, tokens != M)
     assert state.masks_left.tolist() == [2, 0, 3]
     assert state.done.tolist() == [False, True, False]
-    assert state.step.tolist() == [0, 0, 0]
+    assert state.step.tolist() == state.edit_step.tolist() == [0, 0, 0]
     assert state.commit_step.eq(-1).all() and state.commit_confidence.eq(0).all()
-    dtypes = [torch.int64, torch.int32, torch.float32, torch.int32, torch.int32, torch.bool]
+    dtypes = [torch.int64, torch.bool, torch.int32, torch.float32, *[torch.int32] * 3, torch.bool]
     assert [x.dtype for x in state] == dtypes
     assert all(x.is_contiguous() for x in state)
+
+
+def test_start_with_a_draft_or_without_masks() -> None:
+    tokens = torch.tensor([[7, M, M], [1, 2, 3]])
+    fixed = torch.tensor([[True, True, False], [False, True, True]])
+    state = BlockState.start(tokens, MASK, fixed=fixed)
+    assert state.fixed is fixed
+    # A mask that is given counts as text; a draft leaves something to do.
+    assert state.masks_left.tolist() == [1, 0]
+    assert state.done.tolist() == [False, False]
+    state = BlockState.start(tokens, MASK, undecided=~fixed)
+    assert torch.equal(state.fixed, fixed)
+    assert state.masks_left.tolist() == [1, 1]
 
 
 def test_no_requests(backend: str, op_device: str) -> None:
@@ -243,7 +270,9 @@ def test_budget_splits_masks_evenly_and_earlier_steps_take_the_remainder(
             # Nothing is left to do after `steps` steps, nor is anything done too early.
             for n in range(min(steps, 12)):
                 candidate, confidence = random_candidates(2, block, triton_device, seed=n)
-                remask_scatter(state, candidate, confidence, mask_id=MASK, eos_id=EOS, steps=steps)
+                remask_scatter(
+                    state, candidate, confidence, Rule(steps=steps), mask_id=MASK, eos_id=EOS
+                )
         for request, count in enumerate(masks):
             each, remainder = divmod(count, steps)
             expected = [each + (n < remainder) for n in range(min(steps, 12))]
@@ -268,7 +297,7 @@ def test_whole_runs_agree_on_all_backends(block: int, rule: dict, triton_device:
     tokens = torch.full((batch, block), MASK, dtype=torch.int64, device=triton_device)
     tokens[:, 0] = 1
     tokens[0, block // 2 :: 2] = 2
-    start = BlockState.start(tokens, MASK)
+    start, rule = BlockState.start(tokens, MASK), Rule(**rule)
     guarded = {backend: [Guarded(x) for x in start] for backend in ("triton", "torch", "reference")}
     states = {name: BlockState(*(g.tensor for g in gs)) for name, gs in guarded.items()}
     for n in range(4):
@@ -277,7 +306,7 @@ def test_whole_runs_agree_on_all_backends(block: int, rule: dict, triton_device:
         inputs = [Guarded(candidate), Guarded(confidence)]
         for name, state in states.items():
             with forced_backend(name), unchanged(candidate=candidate, confidence=confidence):
-                remask_scatter(state, *(x.tensor for x in inputs), mask_id=MASK, eos_id=EOS, **rule)
+                remask_scatter(state, *(x.tensor for x in inputs), rule, mask_id=MASK, eos_id=EOS)
         for name in ("triton", "torch"):
             for field, ours, theirs in zip(
                 BlockState._fields, states[name], states["reference"], strict=True

@@ -7,7 +7,16 @@ import pytest
 import torch
 from numeric import unchanged
 
-from dlm_kernels import BlockState, block_attention, confidence, new_error_word, remask_scatter
+from dlm_kernels import (
+    BlockState,
+    Noise,
+    Rule,
+    RuleTable,
+    block_attention,
+    confidence,
+    new_error_word,
+    remask_scatter,
+)
 
 MASK, EOS = 9, 2
 F64, F16, I64, I32 = torch.float64, torch.float16, torch.int64, torch.int32
@@ -105,6 +114,12 @@ def attention_arguments() -> dict:
     }
 
 
+def pages_of(pages: int = 7, page_size: int = 16, **others) -> dict:
+    """The change that puts the cache into pages."""
+    pool = torch.zeros(pages, page_size, 2, 16)
+    return {"k_cache": pool, "v_cache": pool, "block_table": ints(3, 2)} | others
+
+
 CAUSAL = {"k": None, "v": None}
 ATTENTION_ERRORS = {
     "q-no-tensor": ({"q": None}, TypeError, "q is a NoneType"),
@@ -182,6 +197,52 @@ ATTENTION_ERRORS = {
         ValueError,
         "k_cache holds 3 keys; a causal block of 4",
     ),
+    "table-list": (pages_of(block_table=[[0]]), TypeError, "block_table is a list"),
+    "table-int64": (
+        pages_of(block_table=ints(3, 2, dtype=I64)), TypeError, "block_table is torch.int64",
+    ),
+    "table-1d": (pages_of(block_table=ints(3)), ValueError, r"block_table has shape \[3\]; .*max"),
+    "table-of-another-batch": (
+        pages_of(block_table=ints(2, 2)), ValueError, r"block_table has shape \[2, 2\]; .*\[3, ",
+    ),
+    "table-strided": (
+        pages_of(block_table=ints(3, 4)[:, ::2]), ValueError, "block_table has stride 2",
+    ),
+    "table-elsewhere": (
+        pages_of(block_table=ints(3, 2).to("meta")), ValueError, "block_table is on meta",
+    ),
+    "no-pages": (pages_of(pages=0), ValueError, "k_cache has 0 pages"),
+    "pages-of-8": (pages_of(page_size=8), ValueError, "k_cache has pages of 8 keys; .*16 or more"),
+    "pages-of-24": (pages_of(page_size=24), ValueError, "k_cache has pages of 24 keys; .*power"),
+    "pages-of-other-values": (
+        pages_of(v_cache=torch.zeros(7, 32, 2, 16)), ValueError, r"v_cache has shape \[7, 32, 2",
+    ),
+    "max-context-past-the-pages": (
+        pages_of(max_context=33), ValueError, r"max_context is 33; .*\[0, 32\]",
+    ),
+    "drafts-without-k": (
+        CAUSAL | {"draft_groups": (1, 2)}, ValueError, "k is None; draft_groups needs k and v",
+    ),
+    "drafts-list": ({"draft_groups": [1, 2]}, TypeError, r"draft_groups is \[1, 2\]; .*tuple"),
+    "drafts-of-three": ({"draft_groups": (1, 2, 1)}, TypeError, r"draft_groups is \(1, 2, 1\)"),
+    "no-drafts": ({"draft_groups": (0, 4)}, ValueError, r"draft_groups\[0\] is 0"),
+    "drafts-without-masks": ({"draft_groups": (4, 1)}, ValueError, r"draft_groups\[1\] is 1"),
+    "drafts-float": ({"draft_groups": (1.0, 2)}, TypeError, r"draft_groups\[0\] is 1.0"),
+    "drafts-past-the-block": (
+        {"draft_groups": (2, 3)}, ValueError, r"draft_groups is \(2, 3\): 6 rows; .* block of 4",
+    ),
+    "drafts-past-512-rows": (
+        {"draft_groups": (1, 2), "q": torch.zeros(3, 513, 6, 16)}, ValueError, "block of 513 .*512",
+    ),
+    "drafts-past-the-cache": (
+        {"draft_groups": (1, 2), "k_cache": torch.zeros(3, 2, 2, 16),
+         "v_cache": torch.zeros(3, 2, 2, 16)},
+        ValueError,
+        "k_cache holds 2 keys; the 3 causal and slot-0 rows",
+    ),
+    "max-context-past-room-for-drafts": (
+        {"draft_groups": (2, 2), "max_context": 19}, ValueError, r"max_context is 19; .*\[0, 18\]",
+    ),
     "error-bool": ({"error": torch.zeros(1, dtype=torch.bool)}, TypeError, "error is torch.bool"),
 }  # fmt: skip
 
@@ -202,10 +263,24 @@ def remask_arguments() -> dict:
         "state": BlockState.start(ints(2, 4, value=MASK), MASK),
         "candidate": ints(2, 4, value=1),
         "confidence": torch.zeros(2, 4),
+        "rule": Rule(),
         "mask_id": MASK,
         "eos_id": EOS,
         "error": new_error_word("cpu"),
     }
+
+
+def noisy(**fields) -> dict:
+    """A rule that needs noise, and noise with these fields."""
+    noise = Noise(seed=ints(2, dtype=I64), position=ints(2), vocab_size=50)
+    return {"rule": Rule(confidence="random"), "noise": noise._replace(**fields)}
+
+
+def table_with(**fields) -> dict:
+    return {"rule": RuleTable.pack([Rule()] * 2, "cpu")._replace(**fields)}
+
+
+REMASKING = {"rule": Rule(remask_below=0.5), "token_probability": torch.zeros(2, 4)}
 
 
 def state_with(**fields) -> dict:
@@ -219,6 +294,15 @@ REMASK_ERRORS = {
     "block-0": (state_with(tokens=ints(2, 0)), ValueError, "tokens has a block of 0"),
     "block-257": (state_with(tokens=ints(2, 257)), ValueError, "tokens has a block of 257"),
     "tokens-strided": (state_with(tokens=ints(2, 8)[:, ::2]), ValueError, "tokens has strides"),
+    "fixed-int32": (state_with(fixed=ints(2, 4)), TypeError, "state.fixed is torch.int32; .*bool"),
+    "fixed-shape": (
+        state_with(fixed=torch.zeros(2, 5, dtype=torch.bool)),
+        ValueError,
+        r"state.fixed has shape \[2, 5\]",
+    ),
+    "edit-step-int64": (
+        state_with(edit_step=ints(2, dtype=I64)), TypeError, "state.edit_step is torch.int64",
+    ),
     "commit-step-int64": (
         state_with(commit_step=ints(2, 4, dtype=I64)), TypeError, "state.commit_step is torch.i",
     ),
@@ -261,17 +345,53 @@ REMASK_ERRORS = {
     "eos-id-mask": ({"eos_id": MASK}, ValueError, f"eos_id is {MASK}, the mask id"),
     "eos-id-float": ({"eos_id": 2.0}, TypeError, "eos_id is 2.0"),
     "eos-id-too-large": ({"eos_id": 2**31}, ValueError, "eos_id is 2147483648"),
-    "top-k-0": ({"top_k": 0}, ValueError, r"top_k is 0; .*\[1, 256\]"),
-    "top-k-257": ({"top_k": 257}, ValueError, "top_k is 257"),
-    "top-k-float": ({"top_k": 2.5}, TypeError, "top_k is 2.5"),
-    "threshold-nan": ({"threshold": math.nan}, ValueError, "threshold is NaN"),
-    "threshold-string": (
-        {"threshold": "0.9"}, TypeError, "threshold is '0.9'; it must be a number",
+    "rule-name": ({"rule": "llada"}, TypeError, "rule is a str; it must be a Rule or a RuleTable"),
+    "rule-none": ({"rule": None}, TypeError, "rule is a NoneType"),
+    "table-of-three": (
+        {"rule": RuleTable.pack([Rule()] * 3, "cpu")},
+        ValueError,
+        r"rule.numbers has shape \[3, 5\]; .*\[2, 5\]",
     ),
-    "steps-0": ({"steps": 0}, ValueError, "steps is 0"),
-    "steps-negative": ({"steps": -2}, ValueError, "steps is -2"),
-    "steps-float": ({"steps": 4.0}, TypeError, "steps is 4.0"),
-    "steps-and-top-k": ({"steps": 4, "top_k": 2}, ValueError, "top_k is 2 beside steps=4"),
+    "table-numbers-float64": (
+        table_with(numbers=torch.zeros(2, 5, dtype=F64)), TypeError, "rule.numbers is torch.float",
+    ),
+    "table-counts-columns": (
+        table_with(counts=ints(2, 6)), ValueError, r"rule.counts has shape \[2, 6\]; .*\[2, 7\]",
+    ),
+    "table-counts-strided": (
+        table_with(counts=ints(2, 14)[:, ::2]), ValueError, "rule.counts has strides",
+    ),
+    "no-token-probability": (
+        {"rule": Rule(remask_below=0.5)}, ValueError, "token_probability is None; .*remask_below",
+    ),
+    "no-token-probability-for-a-table": (
+        {"rule": RuleTable.pack([Rule(), Rule(remask_below=0.5)], "cpu")},
+        ValueError,
+        "token_probability is None",
+    ),
+    "token-probability-float16": (
+        REMASKING | {"token_probability": torch.zeros(2, 4, dtype=F16)},
+        TypeError,
+        "token_probability is torch.float16",
+    ),
+    "token-probability-shape": (
+        REMASKING | {"token_probability": torch.zeros(2, 3)},
+        ValueError,
+        r"token_probability has shape \[2, 3\]",
+    ),
+    "no-noise-for-random": (
+        {"rule": Rule(confidence="random")}, TypeError, "noise is a NoneType; it must be a Noise",
+    ),
+    "no-noise-for-renoise": ({"rule": Rule(renoise=True)}, TypeError, "noise is a NoneType"),
+    "noise-seed-int32": (noisy(seed=ints(2)), TypeError, "noise.seed is torch.int32; .*int64"),
+    "noise-seed-shape": (
+        noisy(seed=ints(1, dtype=I64)), ValueError, r"noise.seed has shape \[1\]; .*\[2\]",
+    ),
+    "noise-position-int64": (
+        noisy(position=ints(2, dtype=I64)), TypeError, "noise.position is torch.int64",
+    ),
+    "noise-vocab-1": (noisy(vocab_size=1), ValueError, "noise.vocab_size is 1"),
+    "noise-vocab-float": (noisy(vocab_size=9.0), TypeError, "noise.vocab_size is 9.0"),
     "error-shape": ({"error": ints(1, 1)}, ValueError, r"error has shape \[1, 1\]; .*\[1\]"),
 }  # fmt: skip
 
@@ -300,6 +420,16 @@ def test_block_state_start_refuses(
     tokens, mask_id, exception: type[Exception], message: str
 ) -> None:
     expect(BlockState.start, {"tokens": tokens, "mask_id": mask_id}, exception, message)
+
+
+@pytest.mark.parametrize("name", ["undecided", "fixed"])
+def test_block_state_start_refuses_other_positions(name: str) -> None:
+    good = {"tokens": ints(2, 4), "mask_id": MASK}
+    expect(BlockState.start, good | {name: ints(2, 4)}, TypeError, f"{name} is torch.int32; .*bool")
+    wrong = torch.zeros(2, 3, dtype=torch.bool)
+    expect(BlockState.start, good | {name: wrong}, ValueError, rf"{name} has shape \[2, 3\]")
+    wrong = torch.zeros(4, 2, dtype=torch.bool).T
+    expect(BlockState.start, good | {name: wrong}, ValueError, f"{name} has strides")
 
 
 # --- device contents, which only DLM_CHECK=1 reads
@@ -351,16 +481,37 @@ def test_block_state_start_refuses(
             id="length-negative",
         ),
         pytest.param(
+            block_attention,
+            attention_arguments,
+            pages_of(
+                block_table=torch.tensor([[0, 1], [2, 7], [3, -1]], dtype=I32),
+                context_lens=torch.tensor([16, 17, 16], dtype=I32),
+            ),
+            r"block_table holds 7; pages must be in \[0, 7\)",
+            id="page-past-the-last",
+        ),
+        pytest.param(
+            block_attention,
+            attention_arguments,
+            pages_of(
+                block_table=torch.tensor([[0, 1], [2, 7], [3, -1]], dtype=I32),
+                context_lens=torch.tensor([16, 16, 14], dtype=I32),
+                draft_groups=(1, 2),
+            ),
+            "block_table holds 7",
+            id="page-of-a-drafts-slot-0",
+        ),
+        pytest.param(
             remask_scatter,
             remask_arguments,
-            state_with(step=torch.tensor([0, 3], dtype=I32)) | {"steps": 3},
-            r"state.step holds \[0, 3\]; .*steps=3",
+            state_with(step=torch.tensor([0, 3], dtype=I32)) | {"rule": Rule(steps=3)},
+            r"state.step holds \[0, 3\]; that of request 1 .*steps=3",
             id="step-past-the-budget",
         ),
         pytest.param(
             remask_scatter,
             remask_arguments,
-            state_with(step=torch.tensor([-1, 0], dtype=I32)) | {"steps": 3},
+            state_with(step=torch.tensor([-1, 0], dtype=I32)) | {"rule": Rule(steps=3)},
             "state.step holds",
             id="step-negative",
         ),
@@ -381,7 +532,26 @@ def test_contents_are_checked_on_request(
     call(**faulty)
 
 
-def test_the_step_of_a_done_request_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_outside_the_budget_are_right_where_nothing_is_undecided(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("DLM_CHECK", "1")
-    done = state_with(step=torch.tensor([0, 3], dtype=I32), done=torch.tensor([False, True]))
-    remask_scatter(**(remask_arguments() | done | {"steps": 3}))
+    step = torch.tensor([0, 3], dtype=I32)
+    done = state_with(step=step.clone(), done=torch.tensor([False, True]))
+    remask_scatter(**(remask_arguments() | done | {"rule": Rule(steps=3)}))
+    editing = state_with(step=step.clone(), masks_left=torch.tensor([4, 0], dtype=I32))
+    rule = Rule(steps=3, edit_threshold=0.5, edit_steps=9)
+    remask_scatter(**(remask_arguments() | editing | {"rule": rule}))
+
+
+def test_table_entries_behind_the_visible_keys_are_not_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DLM_CHECK", "1")
+    arguments = attention_arguments() | pages_of(
+        block_table=torch.tensor([[-1, -1], [2, 7], [3, -1]], dtype=I32),
+        context_lens=torch.tensor([0, 16, 12], dtype=I32),
+    )
+    block_attention(**arguments)
+    with pytest.raises(ValueError, match="block_table holds -1"):
+        block_attention(**(arguments | CAUSAL))

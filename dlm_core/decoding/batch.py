@@ -1,0 +1,151 @@
+"""Many requests at once: who runs, what runs together, and who has to wait for memory."""
+
+from collections import deque
+from collections.abc import Sequence
+
+from ..model import Model
+from ..paged_cache import Context, OutOfPages, PagePool
+from .options import checked_numerics, new_request
+from .request import Request
+from .runner import Runner
+
+
+class Batch:
+    """Decodes requests of any lengths, modes and rules together, from one pool of cache pages.
+
+    Each `step` runs one forward, or one cycle of self-speculation, for every running request;
+    requests that want the same kind run as one batch. Requests may be submitted and cancelled
+    between steps, and leave when they finish. Where pages run out, the request that came last moves
+    to host memory and goes on later. Under `invariant` numerics a request's tokens are the same
+    whatever happens around it.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        pages: int,
+        page_size: int = 64,
+        numerics: str = "invariant",
+        graphs: bool | None = None,
+    ) -> None:
+        """A pool of `pages` pages of `page_size` tokens, a power of two from 16.
+
+        graphs: capture each kind and shape of forward once and replay it; by default on CUDA.
+        MemoryError if the model's device has no memory for the pool.
+        """
+        checked_numerics(numerics)
+        self.pool = PagePool(model.config, pages, page_size, device=model.device, dtype=model.dtype)
+        graphs = model.device.type == "cuda" if graphs is None else graphs
+        self.runner = Runner.of(model, numerics, pool=self.pool, graphs=graphs)
+        self.running: list[Request] = []
+        self.waiting: deque[Request] = deque()
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        mode: str = "autoregressive",
+        **options,
+    ) -> Request:
+        """Queue a request; arguments are those of `generate`, which also says what is raised.
+
+        ValueError as well if the whole pool could not hold the request.
+        """
+        request = new_request(self.runner.model, prompt, max_new_tokens, mode, **options)
+        self.add(request)
+        return request
+
+    def add(self, request: Request) -> None:
+        """Queue a request made by `dlm_core.decoding.options`."""
+        pages = self.pool.pages_for(request.mode.longest)
+        if pages > self.pool.n_pages:
+            raise ValueError(
+                f"max_new_tokens is {request.max_new_tokens}; behind a prompt of"
+                f" {len(request.prompt)} tokens that can take {pages} pages, and the pool has"
+                f" {self.pool.n_pages}"
+            )
+        self.waiting.append(request)
+
+    def cancel(self, request: Request) -> None:
+        """Drop a request and give its pages back; what it has generated stays readable.
+
+        Nothing happens if it is finished or was dropped before.
+        """
+        if request in self.running:
+            self.running.remove(request)
+        elif request in self.waiting:
+            self.waiting.remove(request)
+        else:
+            return
+        self._leave(request)
+
+    def step(self) -> list[Request]:
+        """Advance every running request once; returns those that advanced, in order of arrival."""
+        self._admit()
+        self._reserve()
+        advanced = list(self.running)
+        together: dict[tuple, list[Request]] = {}
+        for request in advanced:
+            run, shape, _ = request.phase
+            together.setdefault((run, shape), []).append(request)
+        for (run, _), requests in together.items():
+            run(self.runner, requests)
+        for request in advanced:
+            if request.phase is None:
+                self.running.remove(request)
+                self._leave(request)
+        return advanced
+
+    def run(self) -> None:
+        """Step until no request is left."""
+        while self.running or self.waiting:
+            self.step()
+
+    def _admit(self) -> None:
+        """Let waiting requests in, the first first, as long as the pool has room for them."""
+        while self.waiting:
+            request = self.waiting[0]
+            try:
+                self._bring_in(request)
+            except OutOfPages:
+                return
+            self.running.append(self.waiting.popleft())
+
+    def _bring_in(self, request: Request) -> None:
+        """Give a waiting request its pages, or raise OutOfPages and leave it as it is."""
+        if request.context is None:
+            # The last id of the prompt has to run, whoever shares the rest.
+            context = Context(self.pool, request.prompt[:-1])
+            request.context = context
+            phase = request.mode.first_phase(request)
+            try:
+                context.reserve(phase.room)
+            except OutOfPages:
+                context.free()
+                request.context = None
+                raise
+            request.phase = phase
+            return
+        room = request.phase.room
+        if self.pool.pages_for(request.context.length + room) > self.pool.n_free:
+            raise OutOfPages("a request in host memory does not fit yet")
+        request.context.swap_in()
+        request.context.reserve(room)
+
+    def _reserve(self) -> None:
+        """Give each running request the pages of its next phase; the last to come make room."""
+        for request in list(self.running):
+            while request in self.running:
+                try:
+                    request.context.reserve(request.phase.room)
+                    break
+                except OutOfPages:
+                    last = self.running.pop()
+                    last.context.swap_out()
+                    self.waiting.appendleft(last)
+
+    def _leave(self, request: Request) -> None:
+        request.phase, request.finished = None, True
+        if request.context is not None:
+            request.context.free()

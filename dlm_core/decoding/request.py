@@ -1,0 +1,101 @@
+"""One request on its way: what it has, and what it wants to run next."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from torch import Tensor
+
+from ..paged_cache import Context
+from .result import Generation, StepEvent, cut
+from .sampling import Sampling
+
+if TYPE_CHECKING:
+    from .runner import Runner
+
+
+class Phase(NamedTuple):
+    """What a request runs next. Requests whose phases are alike but for `room` run as one batch.
+
+    run: one forward, or one cycle of two, for all of them; sets each request's next phase.
+    shape: whatever has to agree beside `run`.
+    room: tokens of cache that it may write.
+    """
+
+    run: Callable[[Runner, list[Request]], None]
+    shape: tuple
+    room: int
+
+
+class Mode(Protocol):
+    """How one request decodes; its state between phases."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of cache that the request can come to need, its prompt included."""
+
+    def first_phase(self, request: Request) -> Phase:
+        """The next forward over the prompt, behind what the request's context holds of it."""
+
+    def begin(self, request: Request, seed: Tensor | None, value: int | None) -> None:
+        """Set the phase that follows the prompt.
+
+        seed: int32 [1] on the device, the token that the prompt's last logits give; value: the
+            same on the host. Both None if the mode asked for none.
+        """
+
+
+@dataclass(eq=False)
+class Request:
+    """One request of a `Batch`.
+
+    finished: nothing more comes; also of a cancelled one.
+    tokens: ids that are decided for good, behind the prompt, before any cut.
+    phase: what it runs next; None before it is let in and once it has all its tokens.
+    The other fields are as in `Generation`.
+    """
+
+    prompt: list[int]
+    max_new_tokens: int
+    eos_id: int
+    mode: Mode
+    sampling: Sampling
+    context: Context | None = None
+    phase: Phase | None = None
+    finished: bool = False
+    tokens: list[int] = field(default_factory=list)
+    forwards: Counter = field(default_factory=Counter)
+    accepted: list[int] = field(default_factory=list)
+    committed: list[list[int]] = field(default_factory=list)
+    confidences: list[list[float]] = field(default_factory=list)
+    events: list[StepEvent] = field(default_factory=list)
+    _streamed: int = 0
+
+    def emit(self, tokens: Iterable[int]) -> bool:
+        """Take decided tokens; True if the request is finished by them."""
+        self.tokens += tokens
+        if self.eos_id in self.tokens or len(self.tokens) >= self.max_new_tokens:
+            self.phase = None
+            return True
+        return False
+
+    def take_new_tokens(self) -> list[int]:
+        """The tokens that were decided since the last call, cut like the generation's."""
+        tokens = cut(self.tokens, self.eos_id, self.max_new_tokens)
+        new = tokens[self._streamed :]
+        self._streamed = len(tokens)
+        return new
+
+    @property
+    def generation(self) -> Generation:
+        """What there is so far; the whole once it is finished."""
+        return Generation(
+            cut(self.tokens, self.eos_id, self.max_new_tokens),
+            dict(self.forwards),
+            self.committed,
+            self.confidences,
+            self.accepted,
+        )

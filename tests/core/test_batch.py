@@ -1,0 +1,287 @@
+"""Batch: a request's tokens are its own, whoever else is served, and memory comes back."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dlm_core import Batch, Generation, Model, Request, Sampling, generate, load_model, random_model
+from dlm_core.decoding import runner
+from dlm_kernels import DeviceError, Rule
+
+SEEDED = Sampling(temperature=0.8, top_p=0.95, seed=11)
+# Every mode, several rules, greedy and sampled, of different lengths.
+KINDS = {
+    "ar": ("autoregressive", 13, {}),
+    "ar-sampled": ("autoregressive", 9, {"sampling": SEEDED}),
+    "threshold": ("diffusion", 17, {"threshold": 0.9}),
+    "budget": ("diffusion", 24, {"steps": 3}),
+    "llada": ("diffusion", 16, {"rule": "llada"}),
+    "llada2": ("diffusion", 10, {"rule": "llada2"}),
+    "fast_dllm": ("diffusion", 16, {"rule": "fast_dllm"}),
+    "dream": ("diffusion", 11, {"rule": "dream"}),
+    "entropy_bound": ("diffusion", 16, {"rule": "entropy_bound"}),
+    "diffusion_gemma": ("diffusion", 8, {"rule": "diffusion_gemma", "sampling": SEEDED}),
+    "random": ("diffusion", 12, {"rule": Rule(confidence="random", steps=4)}),
+    "margin": ("diffusion", 12, {"rule": Rule(confidence="margin", top_k=2)}),
+    "remask": ("diffusion", 12, {"rule": Rule(top_k=3, steps=None, remask_below=0.4)}),
+    "sampled": ("diffusion", 15, {"threshold": 0.7, "sampling": SEEDED}),
+    "linear": ("linear_spec", 20, {"lora": False}),
+    "linear-lora": ("linear_spec", 14, {"lora": True}),
+    "linear-sampled": ("linear_spec", 14, {"sampling": SEEDED}),
+    "quadratic": ("quadratic_spec", 18, {"block_length": 6}),
+    "quadratic-sampled": ("quadratic_spec", 12, {"block_length": 4, "sampling": SEEDED}),
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(torch.float32, id="fp32"),
+        pytest.param(torch.bfloat16, id="bf16", marks=pytest.mark.gpu),
+    ],
+)
+def model(device: str, request: pytest.FixtureRequest) -> Model:
+    folder = Path(__file__).parents[1] / "golden" / "tiny-a"
+    return load_model(folder, device=device, dtype=request.param)
+
+
+def prompt_of(kind: str, length: int = 0) -> list[int]:
+    """Ragged: 3 to 40 ids, different for each kind."""
+    n = list(KINDS).index(kind)
+    length = length or 3 + 7 * n % 38
+    return [4 + (n + (1 + n % 4) * i) % 60 for i in range(length)]
+
+
+@pytest.fixture(scope="module")
+def alone(model: Model) -> dict[str, Generation]:
+    """What each kind of request gives by itself."""
+    return {
+        kind: generate(model, prompt_of(kind), limit, mode, **options)
+        for kind, (mode, limit, options) in KINDS.items()
+    }
+
+
+def submit(batch: Batch, kind: str, prompt: list[int] | None = None) -> Request:
+    mode, limit, options = KINDS[kind]
+    return batch.submit(prompt or prompt_of(kind), limit, mode, **options)
+
+
+def assert_all_alike(requests: dict[str, Request], alone: dict[str, Generation]) -> None:
+    for kind, request in requests.items():
+        assert request.finished, kind
+        assert request.generation == alone[kind], kind
+
+
+@pytest.mark.parametrize("graphs", [False, True], ids=["eager", "graphs"])
+@pytest.mark.parametrize("order", ["as listed", "reversed"])
+def test_every_kind_together(
+    order: str, graphs: bool, model: Model, alone: dict[str, Generation]
+) -> None:
+    """Graphs are CUDA graphs on a GPU; on a CPU the same work on the same kept buffers."""
+    batch = Batch(model, pages=200, page_size=16, graphs=graphs)
+    kinds = list(KINDS) if order == "as listed" else list(reversed(KINDS))
+    requests = {kind: submit(batch, kind) for kind in kinds}
+    batch.run()
+    assert_all_alike(requests, alone)
+    assert batch.pool.n_free == 200
+
+
+def test_requests_of_one_kind_run_as_one_forward(model: Model, monkeypatch) -> None:
+    batch = Batch(model, pages=200)
+    prompts = [[4 + i, 5 + i, 6 + i] for i in range(6)]
+    rules = [{"threshold": 0.5 + i / 15} for i in range(3)] + [{"steps": i + 2} for i in range(3)]
+    expected = [
+        generate(model, prompt, 16, "diffusion", **rule)
+        for prompt, rule in zip(prompts, rules, strict=True)
+    ]
+    sizes = []
+    forward = Model.forward
+
+    def counted(self: Model, tokens, cache, **options):
+        sizes.append(len(tokens))
+        return forward(self, tokens, cache, **options)
+
+    monkeypatch.setattr(Model, "forward", counted)
+    requests = [
+        batch.submit(prompt, 16, "diffusion", **rule)
+        for prompt, rule in zip(prompts, rules, strict=True)
+    ]
+    batch.run()
+    assert [request.generation for request in requests] == expected
+    assert sizes[:2] == [6, 6], "prefill, then a denoising step of all"
+    # Each forward counts for every request in it, and none is run for nothing.
+    assert sum(sizes) == sum(sum(each.forwards.values()) for each in expected)
+    assert sizes.count(6) < len(sizes), "who finished has left"
+
+
+def test_replays_take_what_is_new_and_their_number_is_bounded(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests of one shape replay each other's work; the least used is dropped first."""
+    monkeypatch.setattr(runner, "MAX_GRAPHS", 5)
+    batch = Batch(model, pages=200, page_size=16, graphs=True)
+    graphs = batch.runner.graphs
+    for seed, prompt in enumerate([[4, 5, 6], [9, 13, 17, 21], [60, 58, 56]] * 2):
+        for mode, options in (
+            ("autoregressive", {"sampling": Sampling(temperature=0.5 + seed / 5, seed=seed)}),
+            ("diffusion", {"threshold": 0.5 + seed / 20}),
+            ("linear_spec", {}),
+        ):
+            request = batch.submit(prompt, 16, mode, **options)
+            batch.run()
+            assert request.generation == generate(model, prompt, 16, mode, **options)
+    # Decoding, denoising, committing, and a cycle.
+    assert len(graphs) == 4
+    kept = list(graphs)
+    for length in range(2, 9):
+        batch.submit([4, 5], 8, "linear_spec", block_length=length)
+    batch.run()
+    assert len(graphs) == 5 and not set(graphs) & set(kept[:1])
+
+
+def test_joining_between_steps(model: Model, alone: dict[str, Generation]) -> None:
+    batch = Batch(model, pages=200, page_size=16)
+    requests = {}
+    for kind in KINDS:
+        requests[kind] = submit(batch, kind)
+        batch.step()
+    batch.run()
+    assert_all_alike(requests, alone)
+
+
+@pytest.mark.parametrize("graphs", [False, True], ids=["eager", "graphs"])
+@pytest.mark.parametrize("pages", [6, 9])
+def test_after_preemption(
+    pages: int, graphs: bool, model: Model, alone: dict[str, Generation]
+) -> None:
+    """In a pool that holds one or two of them, requests leave for host memory and come back."""
+    batch = Batch(model, pages=pages, page_size=16, graphs=graphs)
+    requests = {kind: submit(batch, kind) for kind in KINDS}
+    swapped = set()
+    while batch.running or batch.waiting:
+        batch.step()
+        swapped |= {
+            kind
+            for kind, request in requests.items()
+            if request.context is not None and request.context.is_swapped_out
+        }
+    assert_all_alike(requests, alone)
+    assert len(swapped) >= 3, f"only {swapped} were preempted"
+    assert batch.pool.n_free == pages
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_swapped_out_after_every_step(
+    kind: str, model: Model, alone: dict[str, Generation]
+) -> None:
+    batch = Batch(model, pages=60, page_size=16)
+    request = submit(batch, kind)
+    while batch.running or batch.waiting:
+        batch.step()
+        if batch.running:
+            batch.running.remove(request)
+            request.context.swap_out()
+            batch.waiting.append(request)
+    assert_all_alike({kind: request}, alone)
+
+
+def test_with_a_shared_prefix(model: Model) -> None:
+    prompt = [4 + 3 * i % 60 for i in range(70)]
+    ends = {kind: [*prompt, 5 + n] for n, kind in enumerate(KINDS)}
+    alone = {
+        kind: generate(model, ends[kind], limit, mode, **options)
+        for kind, (mode, limit, options) in KINDS.items()
+    }
+    batch = Batch(model, pages=300, page_size=16)
+    holder = batch.submit(prompt, 200, "autoregressive")
+    batch.step()  # its prompt is in the cache now
+    used = batch.pool.n_pages - batch.pool.n_free
+    requests = {kind: submit(batch, kind, ends[kind]) for kind in KINDS}
+    batch.step()
+    shared = holder.context.pages[:4]
+    assert all(request.context.pages[:4] == shared for request in requests.values())
+    assert batch.pool.n_pages - batch.pool.n_free <= used + 3 * len(KINDS) + 1
+    while not all(request.finished for request in requests.values()):
+        batch.step()
+    assert_all_alike(requests, alone)
+    batch.cancel(holder)
+    assert batch.pool.n_free == batch.pool.n_pages
+
+
+def test_an_equal_prompt_shares_all_but_its_end(model: Model) -> None:
+    prompt = [4 + 3 * i % 60 for i in range(33)]
+    batch = Batch(model, pages=20, page_size=16)
+    first = batch.submit(prompt, 8)
+    batch.step()
+    second = batch.submit(prompt, 8)
+    batch.step()
+    assert second.context.pages[:2] == first.context.pages[:2]
+    batch.run()
+    assert first.generation.tokens == second.generation.tokens
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_cancelling_frees_pages_and_disturbs_nobody(
+    steps: int, model: Model, alone: dict[str, Generation]
+) -> None:
+    batch = Batch(model, pages=100, page_size=16)
+    requests = {kind: submit(batch, kind) for kind in KINDS}
+    for _ in range(steps):
+        batch.step()
+    for kind in ("linear", "budget", "ar"):
+        cancelled = requests.pop(kind)
+        batch.cancel(cancelled)
+        batch.cancel(cancelled)
+        so_far = cancelled.generation.tokens
+        assert so_far == alone[kind].tokens[: len(so_far)]
+    batch.run()
+    assert_all_alike(requests, alone)
+    assert batch.pool.n_free == 100
+
+
+def test_bad_requests_change_nothing(model: Model) -> None:
+    batch = Batch(model, pages=4, page_size=16)
+    for arguments, options, message in (
+        (([4, 5], 80), {}, "max_new_tokens is 80; .* can take 6 pages, and the pool has 4"),
+        (([4, 3], 8), {}, "prompt holds 3, the mask id"),
+        (([4, 5], 8, "beam"), {}, "mode is 'beam'"),
+        (([4, 5], 8, "diffusion"), {"rule": "greedy"}, "rule is 'greedy'; it must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            batch.submit(*arguments, **options)
+    assert not batch.running and not batch.waiting and batch.pool.n_free == 4
+    with pytest.raises(ValueError, match="numerics is 'exact'"):
+        Batch(model, pages=1, numerics="exact")
+
+
+def test_a_device_error_stops_one_step_and_not_the_batch(model: Model, monkeypatch) -> None:
+    batch = Batch(model, pages=20, page_size=16)
+    request = batch.submit([4, 5], 8)
+    with monkeypatch.context() as patch:
+        logits = Model.logits
+        patch.setattr(Model, "logits", lambda *args: logits(*args).fill_(torch.nan))
+        with pytest.raises(DeviceError, match="NaN"):
+            batch.step()
+    batch.cancel(request)
+    fine = batch.submit([4, 5], 8)
+    batch.run()
+    assert fine.generation == generate(model, [4, 5], 8)
+    assert batch.pool.n_free == 20
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "linear-lora"])
+def test_a_step_waits_for_the_device_once(kind: str) -> None:
+    """At its end, for the copy to pinned memory, which is no synchronising call of torch's."""
+    model = random_model("tiny", device="cuda", dtype=torch.bfloat16)
+    mode, _, options = KINDS[kind]
+    batch = Batch(model, pages=60, page_size=16)
+    request = batch.submit([200, 300, 400], 100, mode, **options)
+    for _ in range(4):
+        batch.step()  # the prompt, and capture
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        request.phase.run(batch.runner, [request])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,187 @@
+"""infill, refine and stream: what is given stays, what is decided comes at once."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dlm_core import (
+    KVCache,
+    Model,
+    Sampling,
+    StepEvent,
+    generate,
+    infill,
+    load_model,
+    refine,
+    stream,
+)
+from dlm_kernels import Rule
+from dlm_kernels.rules import RULES
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+BEFORE, AFTER = [8, 11, 14, 17, 20], [32, 35, 38, 41, 2]
+PROMPT = [59, 62, 65, 2, 13, 17, 21, 25, 29, 33]
+
+
+@pytest.fixture(scope="module")
+def model(device: str) -> Model:
+    """tiny-a: vocabulary 67, mask id 3, EOS 2."""
+    return load_model(GOLDEN / "tiny-a", device=device)
+
+
+# --- infill
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_infill_fills_the_gap_and_changes_nothing_else(rule: str, model: Model) -> None:
+    events: list[StepEvent] = []
+    result = infill(model, BEFORE, 3, AFTER, rule=rule, on_step=events.append)
+    assert len(result.tokens) == 3
+    assert not {2, 3} & set(result.tokens), "an EOS or a mask in the gap"
+    assert all(event.tokens[3:] == AFTER for event in events)
+    assert all(position < 3 for event in events for position in event.committed)
+    assert result.forwards == {"prefill": 1} | ({"denoise": len(events)} if events else {})
+
+
+def test_infill_sees_what_follows_the_gap(model: Model) -> None:
+    """Against one forward in which before, gap and after are one bidirectional block."""
+    rule = Rule(threshold=0.0, seed_first_token=False)
+    for after in (AFTER, [60, 62, 64], []):
+        result = infill(model, BEFORE, 4, after, rule=rule)
+        assert result.forwards == {"prefill": 1, "denoise": 1}
+        cache = KVCache(model.config, 1, 64, device=model.device, dtype=model.dtype)
+        model(torch.tensor([BEFORE], device=model.device), cache, causal=True)
+        cache.advance(len(BEFORE))
+        block = torch.tensor([[3, 3, 3, 3, *after]], device=model.device)
+        logits = model.logits(model(block, cache, causal=False))[0, :4]
+        logits[:, [2, 3]] = -torch.inf
+        assert result.tokens == logits.argmax(-1).tolist()
+    assert infill(model, BEFORE, 4, AFTER) != infill(model, BEFORE, 4, [60, 62, 64])
+
+
+def test_a_gap_may_be_as_long_as_a_block(model: Model) -> None:
+    result = infill(model, BEFORE, 250, [7] * 6, steps=4)
+    assert len(result.tokens) == 250 and result.forwards["denoise"] == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"before": []}, "before is empty"),
+        ({"before": [3]}, "before holds 3, the mask id"),
+        ({"after": [67]}, "after holds 67; ids must be in [0, 67)"),
+        ({"length": 0}, "length is 0"),
+        ({"length": 257}, "length is 257"),
+        ({"length": 252}, "after holds 5 tokens; with a gap of 252 they must be at most 256"),
+        ({"before": [4] * 761}, "after ends at position 769; the model has 768"),
+        ({"rule": "nemo"}, "rule is 'nemo'; it must be one of nemotron, llada"),
+        ({"rule": "llada", "steps": 2}, "rule is llada beside steps=2"),
+        ({"numerics": "loose"}, "numerics is 'loose'"),
+        ({"sampling": 0.7}, "sampling is 0.7; it must be a Sampling"),
+    ],
+    ids=lambda value: str(value)[:30] if isinstance(value, dict) else "",
+)
+def test_bad_infill_is_named(change: dict, message: str, model: Model) -> None:
+    request = {"before": BEFORE, "length": 3, "after": AFTER} | change
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        infill(model, **request)
+
+
+# --- refine
+
+
+def test_refine_keeps_a_draft_that_the_model_agrees_with(model: Model) -> None:
+    """No candidate can be surer than 1, and no probability below 0."""
+    draft = [37, 41, 45, 49, 5, 6, 7, 8, 9]
+    result = refine(model, PROMPT, draft, rule=Rule(edit_threshold=1.0, edit_steps=4))
+    assert result.tokens == draft
+    assert result.forwards == {"prefill": 1, "denoise": 2, "commit": 1}
+    kept = refine(model, PROMPT, draft, rule=Rule(remask_below=0.0, edit_threshold=None))
+    assert kept.tokens == draft
+
+
+def test_refine_mends_a_draft(model: Model) -> None:
+    """Wrong tokens in a run that the model knows are edited, and the steps are bounded."""
+    right = generate(model, PROMPT, 16).tokens[:8]
+    wrong = list(right)
+    wrong[3] = 5
+    events: list[StepEvent] = []
+    rule = Rule(edit_threshold=0.3, edit_steps=6)
+    result = refine(model, PROMPT, wrong, rule=rule, on_step=events.append)
+    assert result.tokens != wrong
+    assert 1 <= result.forwards["denoise"] <= 6
+    assert events[0].committed, "the first step edited nothing"
+    assert len(result.tokens) == 8
+
+
+def test_refine_masks_again_what_it_doubts(model: Model) -> None:
+    draft = [5, 60, 7, 33, 12, 50, 21, 9]
+    events: list[StepEvent] = []
+    rule = Rule(edit_threshold=0.5, edit_steps=8, remask_below=0.2, top_k=2)
+    result = refine(model, PROMPT, draft, rule=rule, on_step=events.append)
+    assert result.tokens != draft and 3 not in result.tokens
+    assert len(result.tokens) == 8
+
+
+def test_refine_needs_a_rule_that_revises(model: Model) -> None:
+    with pytest.raises(ValueError, match="to revise a draft it must have edit_steps or remask"):
+        refine(model, PROMPT, [4, 5], rule="nemotron")
+    with pytest.raises(ValueError, match="draft is empty"):
+        refine(model, PROMPT, [])
+    with pytest.raises(ValueError, match="draft ends at position 769"):
+        refine(model, [4] * 700, [5] * 69)
+
+
+# --- stream
+
+MODES = [
+    ("autoregressive", {}),
+    ("diffusion", {"threshold": 0.9}),
+    ("diffusion", {"rule": "llada2"}),
+    ("diffusion", {"rule": "diffusion_gemma"}),
+    ("diffusion", {"steps": 2, "sampling": Sampling(temperature=1.0, seed=5)}),
+    ("linear_spec", {}),
+    ("quadratic_spec", {}),
+]
+
+
+@pytest.mark.parametrize(("mode", "options"), MODES)
+def test_runs_add_up_to_the_generation(mode: str, options: dict, model: Model) -> None:
+    runs = list(stream(model, PROMPT, 29, mode, **options))
+    assert all(runs)
+    assert sum(runs, []) == generate(model, PROMPT, 29, mode, **options).tokens
+    assert len(runs) > 1 or len(runs[0]) <= model.config.block_size
+
+
+def test_runs_come_as_they_are_decided(model: Model) -> None:
+    """Each step's run ends before the first mask that is left."""
+    seen: list[int] = []
+    mask = model.config.mask_token_id
+    blocks: dict[int, list[int]] = {}
+    for each in stream(model, PROMPT, 24, "diffusion", threshold=0.9, events=True):
+        if isinstance(each, StepEvent):
+            blocks[each.block] = each.tokens
+            continue
+        seen += each
+        decided = sum(blocks.values(), [])
+        decided = decided[: decided.index(mask)] if mask in decided else decided
+        # An EOS where the next block would begin has no step of its own.
+        assert seen in (decided[:24], [*decided, model.config.eos_token_id])
+    assert len(seen) == 24 or seen[-1] == model.config.eos_token_id
+
+
+def test_arguments_are_checked_before_the_first_run(model: Model) -> None:
+    with pytest.raises(ValueError, match="mode is 'beam'"):
+        stream(model, PROMPT, 8, "beam")
+    with pytest.raises(ValueError, match="on_step .* needs mode='diffusion'"):
+        stream(model, PROMPT, 8, events=True)
+
+
+def test_rule_fields_may_be_changed(model: Model) -> None:
+    strict = replace(RULES["nemotron"], threshold=0.99)
+    assert generate(model, PROMPT, 16, "diffusion", rule=strict) == generate(
+        model, PROMPT, 16, "diffusion", threshold=0.99
+    )

@@ -1,0 +1,650 @@
+"""Sampling: filters against transformers, draws and rejection sampling against their distribution.
+
+All noise is keyed, so that a statistical test gives the same verdict in every run; its bounds are
+ones that a right sampler fails once in 10**4 choices of seeds, and a wrong one always.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from dlm_core.decoding.sampling import (
+    Sampling,
+    SamplingTable,
+    accept_drafts,
+    distribution,
+    draw,
+)
+from dlm_kernels import noise
+
+NO_BANS = torch.empty(0, dtype=torch.int32)
+STEP = torch.zeros((), dtype=torch.int64)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pack(*samplings: Sampling) -> SamplingTable:
+    return SamplingTable.pack(samplings, "cpu")
+
+
+def at(table: SamplingTable, rows: Sequence[int]) -> SamplingTable:
+    """The table of a batch of these requests."""
+    return SamplingTable(*(column[rows] for column in table))
+
+
+def equal_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"temperature": -0.5}, ValueError, "temperature is -0.5; it must be 0"),
+        ({"temperature": math.nan}, ValueError, "temperature is nan"),
+        ({"temperature": math.inf}, ValueError, "temperature is inf"),
+        ({"temperature": 1e-50}, ValueError, "temperature is 1e-50"),
+        ({"temperature": 1e50}, ValueError, "temperature is 1e+50"),
+        ({"temperature": None}, TypeError, "temperature is None; it must be a number"),
+        ({"temperature": True}, TypeError, "temperature is True"),
+        ({"temperature": 1.0, "top_k": 0}, ValueError, "top_k is 0; it must be in [1, "),
+        ({"temperature": 1.0, "top_k": 2**31}, ValueError, "top_k is 2147483648"),
+        ({"temperature": 1.0, "top_k": 5.0}, TypeError, "top_k is 5.0; it must be an int"),
+        ({"temperature": 1.0, "top_p": 0.0}, ValueError, "top_p is 0.0; it must be in (0, 1]"),
+        ({"temperature": 1.0, "top_p": 1.5}, ValueError, "top_p is 1.5"),
+        ({"temperature": 1.0, "top_p": math.nan}, ValueError, "top_p is nan"),
+        ({"temperature": 1.0, "top_p": "0.9"}, TypeError, "top_p is '0.9'; it must be a number"),
+        ({"temperature": 1.0, "min_p": -0.1}, ValueError, "min_p is -0.1; it must be in [0, 1)"),
+        ({"temperature": 1.0, "min_p": 1.0}, ValueError, "min_p is 1.0"),
+        ({"temperature": 1.0, "min_p": [0.1]}, TypeError, "min_p is [0.1]"),
+        ({"seed": 2**63}, ValueError, "seed is 9223372036854775808; it must be in ["),
+        ({"seed": -(2**63) - 1}, ValueError, "seed is -9223372036854775809"),
+        ({"seed": 1.0}, TypeError, "seed is 1.0; it must be an int"),
+        ({"top_k": 5}, ValueError, "top_k is 5 beside temperature=0, which is greedy"),
+        ({"top_p": 0.9}, ValueError, "top_p is 0.9 beside temperature=0"),
+        ({"min_p": 0.1}, ValueError, "min_p is 0.1 beside temperature=0"),
+    ],
+)
+def test_bad_setting_is_named(fields: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        Sampling(**fields)
+
+
+def test_settings_at_their_limits_are_packed_a_row_a_request() -> None:
+    samplings = [
+        Sampling(),
+        Sampling(seed=-(2**63)),
+        Sampling(1.5, top_k=2**31 - 1, top_p=1, min_p=0, seed=2**63 - 1),
+        Sampling(1e-37, top_k=1, top_p=1e-9, min_p=0.5),
+    ]
+    assert [sampling.greedy for sampling in samplings] == [True, True, False, False]
+    table = SamplingTable.pack(samplings, "cpu")
+    assert table.temperature.tolist() == pytest.approx([0, 0, 1.5, 1e-37])
+    assert table.top_k.tolist() == [0, 0, 2**31 - 1, 1]
+    assert table.top_p.tolist() == pytest.approx([1, 1, 1, 1e-9])
+    assert table.min_p.tolist() == [0, 0, 0, 0.5]
+    assert table.seed.tolist() == [0, -(2**63), 2**63 - 1, 0]
+    dtypes = [torch.float32, torch.int32, torch.float32, torch.float32, torch.int64]
+    assert [column.dtype for column in table] == dtypes
+
+
+# --- distribution
+
+VOCAB = 97
+ROWS = {
+    "normal": randn(6, VOCAB),
+    "peaked": randn(6, VOCAB, seed=1) * 20,
+    "flat": randn(6, VOCAB, seed=2) * 1e-3,
+    "extreme": randn(6, VOCAB, seed=3).sign() * 1e4 + randn(6, VOCAB, seed=4),
+    "mostly -inf": randn(6, VOCAB, seed=5).masked_fill(randn(6, VOCAB, seed=6) < 1, -math.inf),
+    "only one id": torch.full((6, VOCAB), -math.inf).index_fill(-1, torch.tensor(41), 3.0),
+}
+SETTINGS = [
+    Sampling(1.0),
+    Sampling(0.3),
+    Sampling(7.0),
+    Sampling(0.8, top_k=1),
+    Sampling(0.8, top_k=5),
+    Sampling(1.3, top_k=VOCAB),
+    Sampling(1.3, top_k=10**6),
+    Sampling(0.8, top_p=0.9),
+    Sampling(2.0, top_p=0.5),
+    Sampling(1.0, top_p=1e-6),
+    Sampling(1.0, min_p=0.05),
+    Sampling(2.0, min_p=0.7),
+    Sampling(0.9, top_k=20, top_p=0.7),
+    Sampling(1.5, top_k=12, min_p=0.2),
+    Sampling(1.5, top_p=0.8, min_p=0.3),
+    Sampling(1.2, top_k=30, top_p=0.95, min_p=0.1),
+]
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_distribution_is_that_of_transformers(rows: Tensor) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is the reference here")
+    warpers = {
+        "temperature": transformers.TemperatureLogitsWarper,
+        "top_k": transformers.TopKLogitsWarper,
+        "top_p": transformers.TopPLogitsWarper,
+        "min_p": transformers.MinPLogitsWarper,
+    }
+    actual = distribution(rows.expand(len(SETTINGS), -1, -1), pack(*SETTINGS), NO_BANS)
+    for sampling, log_probs in zip(SETTINGS, actual, strict=True):
+        scores = rows.double()
+        for name, warper in warpers.items():
+            if getattr(sampling, name) is not None:
+                scores = warper(getattr(sampling, name))(None, scores)
+        expected = scores.log_softmax(-1)
+        assert torch.equal(log_probs == -math.inf, expected == -math.inf), sampling
+        torch.testing.assert_close(log_probs.double(), expected, rtol=2e-6, atol=2e-6)
+
+
+def test_of_equal_ids_the_lowest_are_kept() -> None:
+    logits = torch.tensor([1.0, 2.0, 0.0, 2.0, 2.0, 1.0]).expand(5, 1, -1)
+    table = pack(
+        Sampling(),
+        Sampling(0.7, top_k=2),
+        Sampling(0.7, top_k=4),
+        Sampling(1.0, top_p=0.4),
+        Sampling(1.0, min_p=0.9),
+    )
+    kept = [
+        row.nonzero()[:, 0].tolist() for row in distribution(logits, table, NO_BANS)[:, 0].exp()
+    ]
+    assert kept == [[1], [1, 3], [0, 1, 3, 4], [1, 3], [1, 3, 4]]
+
+
+def test_logits_that_only_temperature_makes_equal_are_ranked_as_they_were() -> None:
+    logits = torch.tensor([[[1.0, 1.0 + 2**-23, 0.0]]])
+    assert distribution(logits, pack(Sampling(3e38, top_k=1)), NO_BANS).argmax() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_greedy_is_one_hot_at_the_first_of_the_largest(dtype: torch.dtype) -> None:
+    logits = (randn(2, 50, VOCAB) * 4).round().to(dtype)  # many ties
+    banned = torch.tensor([3, 96, 3], dtype=torch.int32)
+    log_probs = distribution(logits, pack(Sampling(), Sampling(seed=5)), banned)
+    allowed = logits.clone()
+    allowed[..., banned.long()] = -math.inf
+    best = allowed.argmax(-1)
+    expected = torch.full(logits.shape, -math.inf).scatter(-1, best[..., None], 0.0)
+    assert torch.equal(log_probs, expected)
+    position = torch.arange(100).view(2, 50)
+    assert torch.equal(draw(log_probs, pack(Sampling(), Sampling(0.5)), position, STEP), best.int())
+
+
+def test_banned_ids_are_out_before_the_filters() -> None:
+    logits = torch.tensor([[[5.0, 1.0, math.inf, 4.0, 0.0, 3.0]]])
+    banned = torch.tensor([2, 0], dtype=torch.int32)
+    actual = distribution(logits, pack(Sampling(2.0, top_k=3, min_p=0.3)), banned)[0, 0]
+    expected = torch.full((6,), -math.inf)
+    expected[[3, 5]] = torch.tensor([2.0, 1.5]).log_softmax(0)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-37, 1.0, 3e38])
+def test_row_without_a_distribution_is_nan_and_draws_no_token(temperature: float) -> None:
+    rows = torch.tensor(
+        [
+            [0.0, math.nan, 1.0],
+            [0.0, math.inf, 1.0],
+            [-math.inf, -math.inf, 9.0],
+            [-1e4, -math.inf, 9.0],
+        ]
+    )
+    table = pack(Sampling(temperature))
+    log_probs = distribution(rows[None], table, torch.tensor([2], dtype=torch.int32))
+    assert log_probs[0, :3].isnan().all()
+    assert log_probs[0, 3].tolist() == [0.0, -math.inf, -math.inf]
+    assert draw(log_probs, table, torch.arange(4)[None], STEP).tolist() == [[-1, -1, -1, 0]]
+
+
+# --- one row, wherever it lies
+
+
+@pytest.mark.parametrize("vocab", [1, 7, 97, 1031])
+def test_row_depends_on_itself_and_its_settings_alone(vocab: int) -> None:
+    samplings = [SETTINGS[-1], Sampling(), Sampling(0.7, seed=9), SETTINGS[7], SETTINGS[4]]
+    batch, k = len(samplings), 3
+    table = pack(*samplings)
+    banned = torch.tensor([5] if vocab > 1 else [], dtype=torch.int32)
+    q_logits, p_logits = randn(batch, k, vocab), randn(batch, k + 1, vocab, seed=1)
+    position = torch.tensor([40, 0, 2**31, 7, 40])
+    step = torch.tensor([0, 3, 2**31, 1, 0])
+
+    def cycle(rows: list[int]) -> list[Tensor]:
+        settings = at(table, rows)
+        log_q = distribution(q_logits[rows], settings, banned)
+        log_p = distribution(p_logits[rows], settings, banned)
+        place = position[rows, None] + torch.arange(k)
+        drafts = draw(log_q, settings, place, step[rows, None])
+        verdict = accept_drafts(log_q, log_p, drafts, settings, position[rows], step[rows])
+        return [log_q, log_p, drafts, *verdict]
+
+    together = cycle(list(range(batch)))
+    for rows in ([0], [1], [2], [3], [4], [4, 2], [3, 3, 0]):
+        for whole, part in zip(together, cycle(rows), strict=True):
+            assert equal_bits(whole[rows], part)
+
+    # The same row at another place of its block, and in a tensor with gaps.
+    spread = q_logits.repeat_interleave(2, 2)[:, :, ::2]
+    assert not spread.is_contiguous() or vocab == 1
+    assert equal_bits(distribution(spread[:, 1:], table, banned), together[0][:, 1:])
+    one = draw(together[0][:, 2:], table, position[:, None] + 2, step[:, None])
+    assert torch.equal(one, together[2][:, 2:])
+
+
+@pytest.mark.parametrize("words", [1, 3 * VOCAB + 5])
+def test_many_rows_are_drawn_in_parts(words: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pack(*(Sampling(1.0, seed=seed) for seed in range(3)))
+    log_probs, position = randn(3, 5, VOCAB), torch.arange(15).view(3, 5)
+    step = torch.tensor([[0], [4], [2]])
+    whole = draw(log_probs, table, position, step)
+    monkeypatch.setattr("dlm_core.decoding.sampling._NOISE_AT_ONCE", words)
+    assert torch.equal(draw(log_probs, table, position, step), whole)
+
+
+def test_nothing_waits_for_the_device() -> None:
+    """Meta tensors have no contents: reading one, or a shape that depends on one, raises."""
+    table = SamplingTable.pack([Sampling(0.7, top_k=3), Sampling()], "meta")
+    options = {"device": "meta", "dtype": torch.int64}
+    position, step = torch.empty(2, 4, **options), torch.empty(2, **options)
+    banned = torch.empty(1, device="meta", dtype=torch.int32)
+    log_p = distribution(torch.empty(2, 5, VOCAB, device="meta"), table, banned)
+    drafts = draw(log_p[:, :4], table, position, step[:, None])
+    n_accepted, token = accept_drafts(log_p[:, :4], log_p, drafts, table, position[:, 0], step)
+    assert drafts.shape == (2, 4) and n_accepted.shape == token.shape == (2,)
+    assert drafts.dtype == n_accepted.dtype == token.dtype == torch.int32
+
+
+# --- draws
+
+
+def p_value(counts: Tensor, probabilities: Tensor) -> float:
+    """Of Pearson's chi-squared test; 0 where something impossible was drawn."""
+    counts, probabilities = counts.double().flatten(), probabilities.double().flatten()
+    possible = probabilities > 0
+    if counts[~possible].any():
+        return 0.0
+    expected = probabilities[possible] * counts.sum()
+    assert expected.min() >= 5, "too few trials for the chi-squared test"
+    chi_squared = ((counts[possible] - expected) ** 2 / expected).sum()
+    freedom = torch.tensor((len(expected) - 1) / 2, dtype=torch.float64)
+    return float(torch.special.gammaincc(freedom, chi_squared / 2))
+
+
+def test_draws_have_their_distribution() -> None:
+    """Over positions of one request, and over steps of others; filtered ids are never drawn."""
+    n = 30_000
+    logits = randn(1, 1, 12)
+    samplings = [Sampling(1.0), Sampling(1.7, seed=-3), Sampling(0.8, top_k=4, seed=2**62)]
+    for sampling in samplings:
+        table = pack(sampling)
+        log_probs = distribution(logits, table, NO_BANS)
+        for places in (n, 100):
+            position = torch.arange(places).repeat(n // places)
+            step = torch.arange(n // places).repeat_interleave(places)
+            tokens = draw(log_probs.expand(1, n, -1), table, position[None], step[None])
+            counts = tokens[0].bincount(minlength=12)
+            assert p_value(counts, log_probs[0, 0].exp()) > 1e-4, sampling
+            if sampling.top_k is None:  # the right counts of another distribution do not pass
+                other = distribution(logits, pack(Sampling(sampling.temperature * 1.1)), NO_BANS)
+                assert p_value(counts, other[0, 0].exp()) < 1e-6
+
+
+def test_draws_of_a_batch_have_their_distribution_over_seeds() -> None:
+    n = 20_000
+    table = pack(*(Sampling(1.0, seed=seed) for seed in range(n)))
+    log_probs = randn(1, 2, 8).log_softmax(-1)
+    position = torch.tensor([[6, 7]]).expand(n, -1)
+    tokens = draw(log_probs.expand(n, -1, -1), table, position, STEP)
+    pairs = (tokens[:, 0] * 8 + tokens[:, 1]).bincount(minlength=64)
+    p = log_probs[0].double().exp()
+    assert p_value(pairs, p[0, :, None] * p[1]) > 1e-4  # neighbours are independent
+
+
+def test_draw_is_the_largest_of_log_probability_and_gumbel_noise() -> None:
+    log_probs = randn(1, 1, 1000).log_softmax(-1)
+    table = pack(Sampling(1.0, seed=77))
+    for stream in (noise.SAMPLE, noise.RESIDUAL):
+        words = noise.philox(
+            table.seed, torch.arange(1000), torch.tensor(5), torch.tensor(3), stream
+        )
+        scores = log_probs[0, 0].double() - (-noise.uniform(words).double().log()).log()
+        drawn = draw(log_probs, table, torch.tensor([[5]]), torch.tensor([3]), stream=stream)
+        assert drawn.item() == scores.argmax()
+
+
+@pytest.mark.parametrize("changed", ["seed", "position", "step", "stream"])
+def test_draw_depends_on(changed: str) -> None:
+    key = {"seed": 1, "position": 10, "step": 2, "stream": noise.SAMPLE}
+
+    def drawn(key: dict[str, int]) -> Tensor:
+        table = pack(Sampling(1.0, seed=key["seed"]))
+        position = torch.arange(0, 640, 10)[None] + key["position"]
+        step = torch.tensor(key["step"])
+        return draw(torch.zeros(1, 64, VOCAB), table, position, step, key["stream"])
+
+    same = (drawn(key) == drawn(key | {changed: key[changed] + 1})).float().mean()
+    assert same < 0.1  # one in VOCAB by chance
+    assert torch.equal(drawn(key), drawn(key))
+    if changed == "seed":  # all 64 bits of it
+        assert (drawn(key) == drawn(key | {"seed": key["seed"] + 2**40})).float().mean() < 0.1
+
+
+# --- speculative rejection sampling
+
+K, IDS = 2, 5
+TRIALS = 120_000
+# At each place several ids have more of p than of q, so that the residual is a distribution too.
+Q = torch.tensor([[0.5, 0.25, 0.1, 0.05, 0.1], [0.1, 0.1, 0.5, 0.1, 0.2]]).log()
+_P = torch.tensor([0.05, 0.15, 0.3, 0.3, 0.2])
+P_FIRST = _P.log()
+# Given the token at the first place, the distribution at the second.
+P_SECOND = torch.stack([_P.roll(i + 1) for i in range(IDS)]).log()
+P_THIRD = torch.full((IDS,), 1 / IDS).log()
+
+
+def speculate(
+    accept: Callable, table: SamplingTable, position: Tensor, step: Tensor, first: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One cycle of `TRIALS` requests: drafts, n_accepted, token.
+
+    first: the token at the first place where it is known; the cycle then starts at the second.
+    """
+    log_q = Q.expand(TRIALS, -1, -1)
+    places = position[:, None] + torch.arange(K)
+    drafts = draw(log_q, table, places, step[:, None])
+    if first is None:
+        rows = [P_FIRST.expand(TRIALS, -1), P_SECOND[drafts[:, 0].long()]]
+    else:
+        rows = [P_SECOND[first.long()], P_THIRD.expand(TRIALS, -1)]
+    log_p = torch.stack([*rows, P_THIRD.expand(TRIALS, -1)], 1)
+    return drafts, *accept(log_q, log_p, drafts, table, position, step)
+
+
+def emit_two(accept: Callable, *, by_seed: bool) -> tuple[Tensor, Tensor]:
+    """The first two tokens of each trial, [TRIALS, 2], and how many drafts its first cycle kept.
+
+    Trials differ by their seeds, or stand far apart in one request.
+    """
+    trial = torch.arange(TRIALS)
+    table = SamplingTable(
+        torch.ones(TRIALS),
+        torch.zeros(TRIALS, dtype=torch.int32),
+        torch.ones(TRIALS),
+        torch.zeros(TRIALS),
+        trial if by_seed else torch.zeros_like(trial),
+    )
+    position = torch.full_like(trial, 90) if by_seed else trial * 4
+    step = torch.zeros_like(trial)
+    drafts, n_accepted, token = speculate(accept, table, position, step, None)
+    first = torch.where(n_accepted > 0, drafts[:, 0], token)
+    # Where the first cycle emitted one token, the second begins with the next cycle's.
+    second = torch.where(n_accepted > 1, drafts[:, 1], token)
+    drafts, n_later, token = speculate(accept, table, position + 1, step + 1, first)
+    later = torch.where(n_later > 0, drafts[:, 0], token)
+    second = torch.where(n_accepted > 0, second, later)
+    return torch.stack([first, second], 1), n_accepted
+
+
+def first_p_value(emitted: Tensor) -> float:
+    return p_value(emitted[:, 0].bincount(minlength=IDS), P_FIRST.exp())
+
+
+def joint_p_value(emitted: Tensor) -> float:
+    pairs = (emitted[:, 0] * IDS + emitted[:, 1]).bincount(minlength=IDS * IDS)
+    return p_value(pairs, P_FIRST.exp()[:, None] * P_SECOND.exp())
+
+
+def acceptance_z(n_accepted: Tensor) -> float:
+    """Standard deviations between how often draft 0 was kept and sum min(p, q)."""
+    rate = float(torch.minimum(P_FIRST.exp(), Q[0].exp()).sum())
+    assert 0.2 < rate < 0.8
+    observed = float((n_accepted > 0).double().mean())
+    return (observed - rate) / math.sqrt(rate * (1 - rate) / TRIALS)
+
+
+@pytest.mark.parametrize("by_seed", [True, False], ids=["seeds", "positions"])
+def test_emitted_tokens_have_the_distribution_of_the_target(by_seed: bool) -> None:
+    emitted, n_accepted = emit_two(accept_drafts, by_seed=by_seed)
+    assert first_p_value(emitted) > 1e-4
+    assert joint_p_value(emitted) > 1e-4
+    assert abs(acceptance_z(n_accepted)) < 4
+
+
+def redraws_from_target(log_q, log_p, drafts, table, position, step):
+    """A wrong rule: after a rejection it draws from p, not from what p has over q."""
+    n_accepted, _ = accept_drafts(log_q, log_p, drafts, table, position, step)
+    rows = log_p.gather(1, n_accepted.long()[:, None, None].expand(-1, 1, IDS))
+    place = (position + n_accepted)[:, None]
+    return n_accepted, draw(rows, table, place, step[:, None], noise.RESIDUAL)[:, 0]
+
+
+def compares_samples(log_q, log_p, drafts, table, position, step):
+    """Accepts a draft that an independent sample of the target equals, else emits that sample."""
+    places = position[:, None] + torch.arange(K + 1)
+    samples = draw(log_p, table, places, step[:, None], noise.RESIDUAL)
+    n_accepted = (samples[:, :-1] == drafts).int().cumprod(1).sum(1)
+    return n_accepted, samples.gather(1, n_accepted[:, None])[:, 0]
+
+
+def compares_samples_and_takes_the_residual(log_q, log_p, drafts, table, position, step):
+    """A wrong rule: `compares_samples`, but a mismatch draws what p has over q."""
+    n_accepted, token = compares_samples(log_q, log_p, drafts, table, position, step)
+    missed = n_accepted.clamp(max=K - 1).long()[:, None, None].expand(-1, 1, IDS)
+    residual = (log_p.gather(1, missed).exp() - log_q.gather(1, missed).exp()).clamp(min=0).log()
+    place = (position + n_accepted)[:, None]
+    drawn = draw(residual, table, place, step[:, None], noise.ACCEPT)[:, 0]
+    return n_accepted, torch.where(n_accepted == K, token, drawn)
+
+
+def shares_noise(log_q, log_p, drafts, table, position, step):
+    """A wrong rule: the residual is drawn with the noise that drew the drafts."""
+    n_accepted, token = accept_drafts(log_q, log_p, drafts, table, position, step)
+    missed = n_accepted.clamp(max=K - 1).long()[:, None, None].expand(-1, 1, IDS)
+    residual = (log_p.gather(1, missed).exp() - log_q.gather(1, missed).exp()).clamp(min=0).log()
+    place = (position + n_accepted)[:, None]
+    return n_accepted, torch.where(
+        n_accepted == K, token, draw(residual, table, place, step[:, None])[:, 0]
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong", [redraws_from_target, compares_samples_and_takes_the_residual, shares_noise]
+)
+def test_wrong_rules_are_found_out(wrong: Callable) -> None:
+    emitted, _ = emit_two(wrong, by_seed=True)
+    assert first_p_value(emitted) < 1e-6
+    assert joint_p_value(emitted) < 1e-6
+
+
+def test_comparing_independent_samples_keeps_fewer_drafts() -> None:
+    """Emitting the target's own samples is right as well; what it costs is accepted drafts."""
+    emitted, n_accepted = emit_two(compares_samples, by_seed=True)
+    assert first_p_value(emitted) > 1e-4
+    assert joint_p_value(emitted) > 1e-4
+    assert acceptance_z(n_accepted) < -20
+
+
+@pytest.mark.parametrize("changed", ["seed", "position", "step"])
+def test_verdict_depends_on(changed: str) -> None:
+    n = 400
+    log_q = torch.tensor([1.0, 0.0, 0.0]).log().expand(n, 1, -1)
+    log_p = torch.tensor([0.5, 0.25, 0.25]).log().expand(n, 2, -1)
+    drafts = torch.zeros(n, 1, dtype=torch.int32)
+
+    def verdict(key: dict[str, int]) -> tuple[Tensor, Tensor]:
+        table = pack(*(Sampling(1.0, seed=key["seed"] + 10 * i) for i in range(n)))
+        position = torch.full((n,), key["position"])
+        step = torch.full((n,), key["step"])
+        return accept_drafts(log_q, log_p, drafts, table, position, step)
+
+    key = {"seed": 3, "position": 30, "step": 2}
+    n_accepted, token = verdict(key)
+    n_other, other = verdict(key | {changed: key[changed] + 1})
+    assert 0.4 < (n_accepted == n_other).float().mean() < 0.6
+    rejected = (n_accepted == 0) & (n_other == 0)
+    assert 0.3 < (token == other)[rejected].float().mean() < 0.7
+    assert torch.equal(token, verdict(key)[1])
+
+
+def test_drafts_of_the_target_itself_are_all_accepted() -> None:
+    log_p = randn(64, 9, VOCAB).log_softmax(-1)
+    table = pack(*(Sampling(1.0, seed=seed) for seed in range(64)))
+    position = torch.arange(64)
+    drafts = draw(log_p[:, :8], table, position[:, None] + torch.arange(8), STEP)
+    n_accepted, token = accept_drafts(log_p[:, :8], log_p, drafts, table, position, STEP)
+    assert (n_accepted == 8).all()
+    places = position[:, None] + 8
+    expected = draw(log_p[:, 8:], table, places, STEP, stream=noise.RESIDUAL)
+    assert torch.equal(token, expected[:, 0])
+
+
+def test_drafts_that_the_target_excludes_are_all_rejected() -> None:
+    log_q = torch.tensor([0.5, 0.5, 0.0, 0.0]).log().expand(50, 3, -1)
+    log_p = torch.tensor([0.0, 0.0, 0.3, 0.7]).log().expand(50, 4, -1)
+    table = pack(*(Sampling(1.0, seed=seed) for seed in range(50)))
+    position = torch.zeros(50, dtype=torch.int32)
+    drafts = draw(log_q, table, torch.arange(3).expand(50, -1), STEP)
+    n_accepted, token = accept_drafts(log_q, log_p, drafts, table, position, STEP)
+    assert (n_accepted == 0).all()
+    assert set(token.tolist()) == {2, 3}
+
+
+def test_greedy_requests_compare_with_the_targets_choices() -> None:
+    batch, k = 200, 4
+    table = pack(*[Sampling()] * batch)
+    q_logits, p_logits = randn(batch, k, 3), randn(batch, k + 1, 3, seed=1)
+    log_q, log_p = distribution(q_logits, table, NO_BANS), distribution(p_logits, table, NO_BANS)
+    position = torch.arange(batch)
+    drafts = draw(log_q, table, position[:, None] + torch.arange(k), STEP)
+    n_accepted, token = accept_drafts(log_q, log_p, drafts, table, position, STEP)
+    choices = p_logits.argmax(-1)
+    foreseen = (choices[:, :-1] == drafts).cumprod(1).sum(1)
+    assert set(foreseen.tolist()) == set(range(k + 1))
+    assert torch.equal(n_accepted.long(), foreseen)
+    assert torch.equal(token.long(), choices.gather(1, foreseen[:, None])[:, 0])
+
+
+def test_target_takes_over_where_nothing_is_left_of_the_residual() -> None:
+    """A draft that its own distribution could not give: p and q agree, but not on the draft."""
+    log_p = torch.tensor([0.25, 0.75, 0.0]).log().expand(300, 2, -1)
+    table = pack(*(Sampling(1.0, seed=seed) for seed in range(300)))
+    drafts = torch.full((300, 1), 2, dtype=torch.int32)
+    position = torch.zeros(300, dtype=torch.int64)
+    n_accepted, token = accept_drafts(log_p[:, :1], log_p, drafts, table, position, STEP)
+    assert (n_accepted == 0).all()
+    assert p_value(token.bincount(minlength=3), torch.tensor([0.25, 0.75, 0.0])) > 1e-4
+
+
+def test_rows_of_nan_end_a_run_and_only_the_targets_leaves_no_token() -> None:
+    log_q, log_p = torch.zeros(3, 2, 1), torch.zeros(3, 3, 1)
+    drafts = torch.zeros(3, 2, dtype=torch.int32)
+    log_q[0, 1], drafts[0, 1] = math.nan, -1
+    log_p[1, 1] = math.nan
+    log_p[2, 2] = math.nan
+    table = pack(*[Sampling(1.0)] * 3)
+    n_accepted, token = accept_drafts(
+        log_q, log_p, drafts, table, torch.zeros(3, dtype=torch.int64), STEP
+    )
+    assert n_accepted.tolist() == [1, 1, 2]
+    assert token.tolist() == [0, -1, -1]
+
+
+# --- bad arguments
+
+GOOD = {
+    "logits": torch.zeros(2, 4, 8),
+    "banned": NO_BANS,
+    "log_probs": torch.zeros(2, 4, 8),
+    "draft_log_probs": torch.zeros(2, 3, 8),
+    "target_log_probs": torch.zeros(2, 4, 8),
+    "drafts": torch.zeros(2, 3, dtype=torch.int32),
+    "table": pack(Sampling(1.0), Sampling()),
+    "step": STEP,
+}
+ARGUMENTS = {
+    distribution: ("logits", "table", "banned"),
+    draw: ("log_probs", "table", "position", "step"),
+    accept_drafts: (
+        "draft_log_probs",
+        "target_log_probs",
+        "drafts",
+        "table",
+        "position",
+        "step",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("op", "change", "error", "message"),
+    [
+        (distribution, {"logits": torch.zeros(4, 8)}, ValueError, "logits has shape [4, 8]"),
+        (distribution, {"logits": torch.zeros(2, 4, 8).int()}, TypeError, "logits is torch.int32"),
+        (distribution, {"table": None}, TypeError, "table is a NoneType"),
+        (distribution, {"table": pack(Sampling())}, ValueError, "table.temperature has shape [1]"),
+        (
+            distribution,
+            {"table": GOOD["table"]._replace(top_k=torch.zeros(2))},
+            TypeError,
+            "table.top_k is torch.float32; it must be int32",
+        ),
+        (distribution, {"banned": torch.zeros(1)}, TypeError, "banned is torch.float32"),
+        (distribution, {"banned": [3]}, TypeError, "banned is a list"),
+        (draw, {"log_probs": torch.zeros(2, 4, 8).half()}, TypeError, "log_probs is torch.float16"),
+        (draw, {"position": STEP}, ValueError, "position has shape []; it must be [2, 4]"),
+        (draw, {"position": torch.zeros(2, 4)}, TypeError, "position is torch.float32"),
+        (draw, {"step": 0}, TypeError, "step is a int; it must be a torch.Tensor"),
+        (
+            draw,
+            {"step": STEP.expand(3, 1)},
+            ValueError,
+            "step has shape [3, 1]; it must broadcast to [2, 4]",
+        ),
+        (draw, {"step": torch.zeros(())}, TypeError, "step is torch.float32"),
+        (
+            accept_drafts,
+            {"draft_log_probs": torch.zeros(2, 0, 8)},
+            ValueError,
+            "draft_log_probs has no rows",
+        ),
+        (
+            accept_drafts,
+            {"target_log_probs": torch.zeros(2, 3, 8)},
+            ValueError,
+            "target_log_probs has shape [2, 3, 8]; it must be [2, 4, 8]",
+        ),
+        (
+            accept_drafts,
+            {"drafts": torch.zeros(2, 4, dtype=torch.int32)},
+            ValueError,
+            "drafts has shape [2, 4]; it must be [2, 3]",
+        ),
+        (accept_drafts, {"position": STEP.expand(2, 3)}, ValueError, "position has shape [2, 3]"),
+        (accept_drafts, {"step": STEP.expand(2, 1)}, ValueError, "it must broadcast to [2]"),
+        (
+            accept_drafts,
+            {"step": torch.zeros((), dtype=torch.int64, device="meta")},
+            ValueError,
+            "step is on meta; it must be on cpu",
+        ),
+    ],
+    ids=lambda value: getattr(
+        value, "__name__", "-".join(value) if isinstance(value, dict) else ""
+    ),
+)
+def test_bad_argument_is_named(op: Callable, change: dict, error: type, message: str) -> None:
+    given = GOOD | {"position": STEP.expand(2, 4) if op is draw else STEP.expand(2)}
+    assert op(*(given[name] for name in ARGUMENTS[op])) is not None
+    with pytest.raises(error, match=re.escape(message)):
+        op(*((given | change)[name] for name in ARGUMENTS[op]))
