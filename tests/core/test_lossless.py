@@ -74,7 +74,7 @@ def test_self_speculation_gives_the_tokens_of_autoregressive_decoding(
     tokens = {}
     for mode, options in modes.items():
         batch = Batch(model, pages=2000, page_size=16)
-        requests = [batch.submit(prompt, 12, mode, **options) for prompt in prompts]
+        requests = [batch.submit(prompt, 10, mode, **options) for prompt in prompts]
         batch.run()
         tokens[mode] = [request.generation.tokens for request in requests]
         if mode != "autoregressive":

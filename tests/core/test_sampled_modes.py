@@ -13,7 +13,7 @@ from dlm_core.decoding import self_speculation
 from dlm_core.decoding.sampling import accept_drafts, draw
 from dlm_kernels.noise import RESIDUAL
 
-N_SEEDS = 4000
+N_SEEDS = 2500
 TEMPERATURE = 1.3
 PROMPT = [8, 11, 14, 17, 20, 9, 31]
 NEW = 3
