@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dlm_core import PRESETS, KVCache, Model
-from dlm_core.decoding.diffusion import Needs, denoise_step
+from dlm_core.decoding.denoise import Needs, denoise_step
 from dlm_core.decoding.prefill import extend
 from dlm_core.decoding.runner import Runner
 from dlm_core.decoding.sampling import Sampling, SamplingTable

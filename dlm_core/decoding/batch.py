@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ..model import Model
 from ..paged_cache import Context, OutOfPages, PagePool
-from .options import checked_numerics, new_request
+from .options import checked_numerics, infill_request, new_request, refine_request
 from .request import Request
 from .runner import Runner
 
@@ -52,12 +52,20 @@ class Batch:
 
         ValueError as well if the whole pool could not hold the request.
         """
-        request = new_request(self.runner.model, prompt, max_new_tokens, mode, **options)
-        self.add(request)
-        return request
+        return self.add(new_request(self.runner.model, prompt, max_new_tokens, mode, **options))
 
-    def add(self, request: Request) -> None:
-        """Queue a request made by `dlm_core.decoding.options`."""
+    def submit_infill(
+        self, before: Sequence[int], length: int, after: Sequence[int], **options
+    ) -> Request:
+        """Queue a gap to fill; arguments are those of `infill`."""
+        return self.add(infill_request(self.runner.model, before, length, after, **options))
+
+    def submit_refine(self, prompt: Sequence[int], draft: Sequence[int], **options) -> Request:
+        """Queue a draft to revise; arguments are those of `refine`."""
+        return self.add(refine_request(self.runner.model, prompt, draft, **options))
+
+    def add(self, request: Request) -> Request:
+        """Queue a request made by `dlm_core.decoding.options`; returns it."""
         pages = self.pool.pages_for(request.mode.longest)
         if pages > self.pool.n_pages:
             raise ValueError(
@@ -66,6 +74,7 @@ class Batch:
                 f" {self.pool.n_pages}"
             )
         self.waiting.append(request)
+        return request
 
     def cancel(self, request: Request) -> None:
         """Drop a request and give its pages back; what it has generated stays readable.

@@ -239,8 +239,13 @@ def checked_rule(
         return Rule(threshold=threshold)
     if rule is None:
         rule = DEFAULT_RULE
-    if isinstance(rule, Rule):
-        return rule
-    if not isinstance(rule, str):
+    if isinstance(rule, str):
+        return rule_named(rule)
+    if not isinstance(rule, Rule):
         raise TypeError(f"rule is {rule!r}; it must be a Rule or the name of one")
-    return rule_named(rule)
+    if rule.confidence in ("probability", "margin"):
+        for name in ("threshold", "edit_threshold", "remask_below"):
+            value = getattr(rule, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"rule.{name} is {value}; it must be in [0, 1]")
+    return rule

@@ -37,17 +37,21 @@ def extend_work(
     return token, token
 
 
-def prefill_phase(request: Request, *, needs_seed: bool) -> Phase:
-    """The next chunk of the prompt; `Mode.begin` follows the last one."""
+def prefill_phase(request: Request, *, needs_seed: bool, ends_at_eos: bool = True) -> Phase:
+    """The next chunk of the prompt; `Mode.begin` follows the last one.
+
+    needs_seed: the token behind the prompt is wanted; one that is no EOS unless `ends_at_eos`.
+    """
     left = len(request.prompt) - request.context.length
     chunk = min(left, MAX_BLOCK)
     is_last = chunk == left
-    return Phase(_prefill, (chunk, is_last, needs_seed, request.sampling.greedy), chunk)
+    shape = (chunk, is_last, needs_seed, ends_at_eos, request.sampling.greedy)
+    return Phase(_prefill, shape, chunk)
 
 
 def _prefill(runner: Runner, requests: list[Request]) -> None:
     """Run a chunk of each prompt. Chunks come in all lengths and once, so eagerly."""
-    chunk, is_last, needs_seed, _ = requests[0].phase.shape
+    chunk, is_last, needs_seed, ends_at_eos, _ = requests[0].phase.shape
     device = runner.model.device
     starts = [request.context.length for request in requests]
     ids = [
@@ -60,7 +64,8 @@ def _prefill(runner: Runner, requests: list[Request]) -> None:
         request.forwards["prefill"] += 1
     if is_last and needs_seed:
         table = table_of([request.sampling for request in requests], device)
-        seeds = extend(runner, cache, tokens, table)
+        chooser = runner if ends_at_eos else runner.banning_eos()
+        seeds = extend(chooser, cache, tokens, table)
         values = runner.read(seeds)
         check_tokens(values)
         for i, request in enumerate(requests):

@@ -30,9 +30,13 @@ Work = Callable[..., tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Runner:
-    """banned: int32 [n], ids that are never chosen; error: the device error word, int32 [1].
+    """What a batch decodes with.
 
+    banned: int32 [n], ids that are never chosen; banned_in_gap: those of a text's inside.
+    error: the device error word, int32 [1].
+    pool: the pages that `run` works on.
     graphs: captured work by what it was captured for, the last used last; None runs it eagerly.
+        graph_pool: the device memory that all of them use.
     """
 
     model: Model
@@ -41,6 +45,7 @@ class Runner:
     banned_in_gap: Tensor
     error: Tensor
     pool: PagePool | None = None
+    graph_pool: tuple[int, int] | None = None
     graphs: "OrderedDict[tuple, CapturedWork] | None" = field(default=None, repr=False)
 
     @classmethod
@@ -59,8 +64,9 @@ class Runner:
         mask_id, eos_id = model.config.mask_token_id, model.config.eos_token_id
         banned = torch.tensor([mask_id, eos_id], dtype=torch.int32, device=model.device)
         captured = OrderedDict() if graphs else None
+        graph_pool = torch.cuda.graph_pool_handle() if graphs and banned.is_cuda else None
         error = new_error_word(model.device)
-        return cls(model, numerics, banned[:1], banned, error, pool, captured)
+        return cls(model, numerics, banned[:1], banned, error, pool, graph_pool, captured)
 
     def banning_eos(self) -> "Runner":
         """The same, but for EOS, which is banned too."""
@@ -175,8 +181,8 @@ class CapturedWork:
             torch.cuda.current_stream().wait_stream(stream)
             host = torch.empty(first.numel() + 1, dtype=torch.int32, pin_memory=True)
             graph = torch.cuda.CUDAGraph()
-            self._copy_in(tensors)
-            with torch.cuda.graph(graph):
+            # One after the other, graphs can share memory: what they leave is copied at once.
+            with torch.cuda.graph(graph, pool=runner.graph_pool):
                 first, *self._others = call(runner, *self._inputs)
                 host.copy_(runner._with_error(first), non_blocking=True)
             self._graph, self._host, self._copied = graph, host, torch.cuda.Event()

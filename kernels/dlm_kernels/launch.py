@@ -81,13 +81,13 @@ _WGMMA_ATTENTION = {
     2: {
         64: AttentionLaunch(128, 128, split_keys=1024, num_warps=8, num_stages=3),
         128: AttentionLaunch(128, 64, split_keys=1024, num_warps=8, num_stages=3),
-        256: AttentionLaunch(128, 64, split_keys=1024, num_warps=8, num_stages=2),
+        256: AttentionLaunch(128, 32, split_keys=1024, num_warps=8, num_stages=2),
     },
     4: _FLOAT32_ATTENTION,
 }
 _TCGEN05_ATTENTION = {
     2: {
-        64: AttentionLaunch(128, 64, split_keys=1024, num_warps=8, num_stages=3),
+        64: AttentionLaunch(128, 64, split_keys=1024, num_warps=4, num_stages=3),
         128: AttentionLaunch(128, 64, split_keys=1024, num_warps=8, num_stages=3),
         256: AttentionLaunch(64, 64, split_keys=1024, num_warps=8, num_stages=2),
     },

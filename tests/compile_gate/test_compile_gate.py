@@ -94,6 +94,10 @@ CASES = {
         for head_dim in (16, 32, 64, 128, 256)
         for causal in (False, True)
     },
+    "D64 one split": attention_launcher(64, capacity=512),
+    "D64 causal one split": attention_launcher(64, capacity=512, lse=True, causal=True),
+    "D256 one split": attention_launcher(256, capacity=512),
+    "D256 causal one split": attention_launcher(256, capacity=512, lse=True, causal=True),
     "D128 one split": attention_launcher(128, capacity=512, lse=True),
     "D128 causal one split": attention_launcher(128, capacity=512, lse=True, causal=True),
     "D128 fast, 1 query": attention_launcher(128, block=1, numerics="fast", causal=True),

@@ -5,7 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from dlm_core import Batch, Generation, Model, Request, Sampling, generate, load_model, random_model
+from dlm_core import (
+    Batch,
+    Generation,
+    Model,
+    Request,
+    Sampling,
+    generate,
+    infill,
+    load_model,
+    random_model,
+    refine,
+)
 from dlm_core.decoding import runner
 from dlm_kernels import DeviceError, Rule
 
@@ -31,7 +42,13 @@ KINDS = {
     "linear-sampled": ("linear_spec", 14, {"sampling": SEEDED}),
     "quadratic": ("quadratic_spec", 18, {"block_length": 6}),
     "quadratic-sampled": ("quadratic_spec", 12, {"block_length": 4, "sampling": SEEDED}),
+    "infill": ("infill", 5, {"steps": 3}),
+    "infill-sampled": ("infill", 6, {"rule": "llada", "sampling": SEEDED}),
+    "refine": ("refine", 12, {"rule": Rule(edit_threshold=0.4, edit_steps=5)}),
 }
+# Those whose length a request sets, and that need no LoRA.
+LONG = [kind for kind in KINDS if not kind.startswith(("infill", "refine", "linear-lora"))]
+AFTER, DRAFT = [30, 31, 32], [5, 60, 7, 33, 12, 50, 21, 9, 40, 44, 48, 52]
 
 
 @pytest.fixture(
@@ -56,15 +73,26 @@ def prompt_of(kind: str, length: int = 0) -> list[int]:
 @pytest.fixture(scope="module")
 def alone(model: Model) -> dict[str, Generation]:
     """What each kind of request gives by itself."""
-    return {
-        kind: generate(model, prompt_of(kind), limit, mode, **options)
-        for kind, (mode, limit, options) in KINDS.items()
-    }
+    return {kind: run_alone(model, kind, prompt_of(kind)) for kind in KINDS}
+
+
+def run_alone(model: Model, kind: str, prompt: list[int]) -> Generation:
+    mode, limit, options = KINDS[kind]
+    if mode == "infill":
+        return infill(model, prompt, limit, AFTER, **options)
+    if mode == "refine":
+        return refine(model, prompt, DRAFT, **options)
+    return generate(model, prompt, limit, mode, **options)
 
 
 def submit(batch: Batch, kind: str, prompt: list[int] | None = None) -> Request:
     mode, limit, options = KINDS[kind]
-    return batch.submit(prompt or prompt_of(kind), limit, mode, **options)
+    prompt = prompt or prompt_of(kind)
+    if mode == "infill":
+        return batch.submit_infill(prompt, limit, AFTER, **options)
+    if mode == "refine":
+        return batch.submit_refine(prompt, DRAFT, **options)
+    return batch.submit(prompt, limit, mode, **options)
 
 
 def assert_all_alike(requests: dict[str, Request], alone: dict[str, Generation]) -> None:
@@ -189,10 +217,7 @@ def test_swapped_out_after_every_step(
 def test_with_a_shared_prefix(model: Model) -> None:
     prompt = [4 + 3 * i % 60 for i in range(70)]
     ends = {kind: [*prompt, 5 + n] for n, kind in enumerate(KINDS)}
-    alone = {
-        kind: generate(model, ends[kind], limit, mode, **options)
-        for kind, (mode, limit, options) in KINDS.items()
-    }
+    alone = {kind: run_alone(model, kind, ends[kind]) for kind in KINDS}
     batch = Batch(model, pages=300, page_size=16)
     holder = batch.submit(prompt, 200, "autoregressive")
     batch.step()  # its prompt is in the cache now
@@ -271,7 +296,7 @@ def test_a_device_error_stops_one_step_and_not_the_batch(model: Model, monkeypat
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "linear-lora"])
+@pytest.mark.parametrize("kind", LONG)
 def test_a_step_waits_for_the_device_once(kind: str) -> None:
     """At its end, for the copy to pinned memory, which is no synchronising call of torch's."""
     model = random_model("tiny", device="cuda", dtype=torch.bfloat16)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dlm_core import KVCache, Model, Sampling, load_model, random_model
-from dlm_core.decoding.diffusion import Needs, denoise_step
+from dlm_core.decoding.denoise import Needs, denoise_step
 from dlm_core.decoding.runner import Runner
 from dlm_core.decoding.sampling import SamplingTable
 from dlm_kernels import BlockState, Rule, RuleTable

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dlm_core import Generation, KVCache, Model, StepEvent, generate, load_model
-from dlm_kernels import DeviceError
+from dlm_kernels import DeviceError, Rule
 
 # Tokens of this run are in the golden cases; none of its three blocks of 8 holds an EOS.
 PROMPT = [59, 62, 65, 2, 13, 17, 21, 25, 29, 33, 37, 41, 45, 49, 53, 57, 61, 65, 2, 28, 31, 34]
@@ -48,6 +48,21 @@ diffuse = functools.partial(generate, mode="diffusion")
         ({"threshold": -0.1}, "threshold is -0.1"),
         ({"threshold": float("nan")}, "threshold is nan"),
         ({"threshold": "0.9"}, "threshold is '0.9'"),
+        ({"rule": "nemo"}, "rule is 'nemo'; it must be one of nemotron, llada"),
+        ({"rule": 0.9}, "rule is 0.9; it must be a Rule or the name of one"),
+        ({"rule": Rule(threshold=1.5)}, "rule.threshold is 1.5; it must be in [0, 1]"),
+        (
+            {"rule": Rule(edit_threshold=-0.5, edit_steps=1)},
+            "rule.edit_threshold is -0.5; it must be in [0, 1]",
+        ),
+        ({"rule": Rule(remask_below=2.0)}, "rule.remask_below is 2.0; it must be in [0, 1]"),
+        ({"rule": "llada", "threshold": 0.9}, "rule is llada beside threshold=0.9"),
+        ({"numerics": "exact"}, "numerics is 'exact'; it must be one of invariant, fast"),
+        ({"sampling": {"temperature": 1}}, "sampling is {'temperature': 1}; it must be a Sampling"),
+        ({"mode": "quadratic_spec", "block_length": 17}, "block_length is 17"),
+        ({"mode": "quadratic_spec", "lora": True}, "lora is True; it needs mode='linear_spec'"),
+        ({"mode": "quadratic_spec", "max_new_tokens": 752}, "takes 769 positions"),
+        ({"mode": "linear_spec", "rule": "llada"}, "rule is 'llada'; it needs mode='diffusion'"),
         ({"steps": 0}, "steps is 0"),
         ({"steps": 8}, "steps is 8; it must be in [1, 7]"),
         ({"steps": 4, "threshold": 0.9}, "threshold is 0.9 beside steps=4"),

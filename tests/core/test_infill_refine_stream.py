@@ -35,6 +35,17 @@ def model(device: str) -> Model:
 # --- infill
 
 
+def test_a_gap_is_not_seeded_with_an_eos(model: Model) -> None:
+    """Where the text alone would end, a gap goes on."""
+    before = next(
+        prompt
+        for prompt in ([4 + 3 * i for i in range(n)] for n in range(15, 22))
+        if generate(model, prompt, 1).tokens == [model.config.eos_token_id]
+    )
+    result = infill(model, before, 3, AFTER, rule="nemotron")
+    assert len(result.tokens) == 3 and model.config.eos_token_id not in result.tokens
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_infill_fills_the_gap_and_changes_nothing_else(rule: str, model: Model) -> None:
     events: list[StepEvent] = []

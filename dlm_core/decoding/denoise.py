@@ -1,0 +1,139 @@
+"""One denoising step of a batch: a bidirectional forward, its statistics, and the rules."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dlm_kernels import (
+    BlockState,
+    Confidence,
+    Noise,
+    Rule,
+    RuleTable,
+    confidence,
+    remask_scatter,
+)
+
+from ..cache import KVCache
+from ..paged_cache import PagedKVCache
+from .runner import Runner
+from .sampling import Sampling, SamplingTable, draw
+
+
+class Needs(NamedTuple):
+    """What the requests of one step have to agree on: which statistics they read.
+
+    reads_all: of positions that hold a token too, not only of masks.
+    remasks: of the tokens that stand. draws_noise: some of the rules' choices are random.
+    ends_at_eos: an EOS with nothing undecided before it ends its block; else none is a candidate.
+    The others are those of `Rule` and `Sampling`.
+    """
+
+    confidence: str
+    logit_shift: int
+    tempered_confidence: bool
+    reads_all: bool
+    remasks: bool
+    draws_noise: bool
+    greedy: bool
+    ends_at_eos: bool
+
+    @classmethod
+    def of(cls, rule: Rule, sampling: Sampling, *, ends_at_eos: bool = True) -> "Needs":
+        return cls(
+            rule.confidence,
+            rule.logit_shift,
+            rule.tempered_confidence,
+            rule.renoise or rule.edit_threshold is not None,
+            rule.remask_below is not None,
+            rule.renoise or rule.confidence == "random",
+            sampling.greedy,
+            ends_at_eos,
+        )
+
+
+def denoise_step(
+    runner: Runner,
+    cache: KVCache | PagedKVCache,
+    state: BlockState,
+    needs: Needs,
+    rules: RuleTable,
+    table: SamplingTable,
+) -> None:
+    """Advance every request's block by one step, in place; on CUDA nothing waits for the device.
+
+    Args:
+        cache: the context of each request; it is not changed.
+        state: the blocks [batch, M]. Requests that are done stay as they are.
+        needs: what the rules read; `rules` and `table` hold the numbers, a row a request.
+    """
+    config = runner.model.config
+    if not needs.ends_at_eos:
+        runner = runner.banning_eos()
+    logits = runner.logits(runner.hidden(state.tokens, cache, causal=False))
+    candidate, sureness = _candidates(runner, logits, cache, state, needs, table)
+    token_probability = noise = None
+    if needs.remasks:
+        standing = logits.gather(-1, state.tokens.long()[:, :, None])[:, :, 0].float()
+        token_probability = (standing - logits.float().logsumexp(-1)).exp()
+    if needs.draws_noise:
+        noise = Noise(table.seed, cache.lengths, config.vocab_size)
+    remask_scatter(
+        state,
+        candidate,
+        sureness,
+        rules,
+        mask_id=config.mask_token_id,
+        # If none ends the block, an id that no candidate has.
+        eos_id=config.eos_token_id if needs.ends_at_eos else config.vocab_size,
+        token_probability=token_probability,
+        noise=noise,
+        error=runner.error,
+    )
+
+
+def _candidates(
+    runner: Runner,
+    logits: Tensor,
+    cache: KVCache | PagedKVCache,
+    state: BlockState,
+    needs: Needs,
+    table: SamplingTable,
+) -> tuple[Tensor, Tensor]:
+    """What each position would take and how sure it is: int32 and float32 [batch, M]."""
+    mask_id = runner.model.config.mask_token_id
+    # Under a shift the logits at i - 1 speak of position i. What the last ones say lands on
+    # position 0, which is seeded.
+    shift = needs.logit_shift
+    asked = {}
+    if not needs.reads_all:
+        asked = {"tokens": state.tokens.roll(-shift, 1).flatten(), "mask_id": mask_id}
+    wanted = {"entropy": needs.confidence == "entropy", "margin": needs.confidence == "margin"}
+
+    def statistics(of: Tensor) -> Confidence:
+        return confidence(
+            of.flatten(0, 1), banned=runner.banned, error=runner.error, **asked, **wanted
+        )
+
+    if needs.greedy:
+        stats = statistics(logits)
+        token, probability = stats.token, stats.probability
+    else:
+        log_probs = runner.distribution(logits, table)
+        position = torch.arange(shift, shift + logits.shape[1], device=logits.device)
+        position = cache.lengths[:, None].long() + position
+        drawn = draw(log_probs, table, position, state.step[:, None].long())
+        source = log_probs if needs.tempered_confidence else logits.float()
+        stats = statistics(source)
+        token = torch.where(stats.token < 0, stats.token, drawn.flatten())
+        of_drawn = source.gather(-1, drawn.long().clamp(min=0)[:, :, None]).flatten()
+        probability = (of_drawn - stats.logsumexp).exp()
+    sureness = {
+        "probability": probability,
+        "margin": stats.margin,
+        "entropy": None if stats.entropy is None else -stats.entropy,
+        "random": probability,  # remask_scatter draws its own
+    }[needs.confidence]
+    shape = state.tokens.shape
+    return token.view(shape).roll(shift, 1), sureness.view(shape).roll(shift, 1)
