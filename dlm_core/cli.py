@@ -199,7 +199,7 @@ def _generation(
     if arguments.tokens is not None:
         other = _ids(other)
     else:
-        other = _encoded(f"--{_REVISIONS[mode]}", other, tokenizer, folder)
+        other = _encoded(f"--{_REVISIONS[mode]}", other, tokenizer, folder, begins=False)
     if mode == "infill":
         return partial(
             infill, before=prompt, length=arguments.max_new_tokens, after=other, **options
@@ -207,10 +207,13 @@ def _generation(
     return partial(refine, prompt=prompt, draft=other, **options)
 
 
-def _encoded(flag: str, text: str, tokenizer: "Tokenizer | None", folder: Path) -> list[int]:
+def _encoded(
+    flag: str, text: str, tokenizer: "Tokenizer | None", folder: Path, *, begins: bool = True
+) -> list[int]:
+    """Ids of a text; one that `begins` the sequence gets the tokenizer's BOS."""
     if tokenizer is None:
         raise ValueError(f"argument {flag}: {folder} has no tokenizer.json; use --tokens")
-    return tokenizer.encode(text).ids
+    return tokenizer.encode(text, add_special_tokens=begins).ids
 
 
 @contextmanager

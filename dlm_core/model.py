@@ -29,7 +29,7 @@ from dlm_kernels.error_word import ID_OUT_OF_RANGE, set_where
 from dlm_kernels.validate import (
     ID_DTYPES,
     MAX_BLOCK,
-    MAX_GROUPED_BLOCK,
+    MAX_DRAFT_ROWS,
     check_int,
     check_tensor,
 )
@@ -322,7 +322,7 @@ class Model(nn.Module):
             "tokens", tokens, shape=(cache.batch, "M"), dtypes=ID_DTYPES, device=self.device
         )
         block = tokens.shape[1]
-        longest = MAX_BLOCK if draft_groups is None else MAX_GROUPED_BLOCK
+        longest = MAX_BLOCK if draft_groups is None else MAX_DRAFT_ROWS
         check_int("M, the length of tokens,", block, 1, longest)
         if cache.dtype != self.dtype:
             raise TypeError(f"cache holds {cache.dtype}; it must hold {self.dtype}, as the model")

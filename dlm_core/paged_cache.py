@@ -179,13 +179,6 @@ class Context:
         del self.pages[kept:]
         self.length = length
 
-    def fork(self) -> "Context":
-        """A second context of the same content, sharing every page until one of them writes."""
-        other = Context(self.pool)
-        other.pages, other.length = list(self.pages), self.length
-        self.pool.share(other.pages)
-        return other
-
     def free(self) -> None:
         """Give everything back; the context is then empty."""
         self.pool.give_back(self.pages)
@@ -203,11 +196,14 @@ class Context:
     def swap_in(self) -> None:
         """Bring the content back into pages; OutOfPages leaves it where it is."""
         pages = self.pool.take(self.pool.pages_for(self.length))
-        where = torch.tensor(pages, dtype=torch.long, device=self.pool.device)
-        for tensor, content in zip(
-            (*self.pool.keys, *self.pool.values), self._on_host, strict=True
-        ):
-            tensor[where] = content.to(self.pool.device)
+        try:
+            where = torch.tensor(pages, dtype=torch.long, device=self.pool.device)
+            tensors = (*self.pool.keys, *self.pool.values)
+            for tensor, content in zip(tensors, self._on_host, strict=True):
+                tensor[where] = content.to(self.pool.device)
+        except BaseException:
+            self.pool.give_back(pages)
+            raise
         self.pages, self._on_host = pages, None
 
 

@@ -29,6 +29,7 @@ def _decode(runner: Runner, requests: list[Request]) -> None:
     tokens = torch.stack([request.mode.last for request in requests])
     table = table_of([request.sampling for request in requests], tokens.device)
     values, (chosen,) = runner.run(extend_work, (), requests, 1, tokens, *(table or ()))
+    values = values.tolist()
     check_tokens(values)
     for i, (request, value) in enumerate(zip(requests, values, strict=True)):
         request.forwards["decode"] += 1

@@ -2,6 +2,11 @@
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+
+from dlm_kernels.backend import backend_for, contents_checked
 
 from ..model import Model
 from ..paged_cache import Context, OutOfPages, PagePool
@@ -14,10 +19,11 @@ class Batch:
     """Decodes requests of any lengths, modes and rules together, from one pool of cache pages.
 
     Each `step` runs one forward, or one cycle of self-speculation, for every running request;
-    requests that want the same kind run as one batch. Requests may be submitted and cancelled
-    between steps, and leave when they finish. Where pages run out, the request that came last moves
-    to host memory and goes on later. Under `invariant` numerics a request's tokens are the same
-    whatever happens around it.
+    requests that want the same kind and shape run as one batch, prompts those of equal length.
+    Requests may be submitted and cancelled between steps, and leave when they finish; between steps
+    `Request.take_new_tokens` gives what was decided. Where pages run out, the request that came
+    last moves to host memory and goes on later. Under `invariant` numerics a request's tokens are
+    the same whatever happens around it.
     """
 
     def __init__(
@@ -31,12 +37,16 @@ class Batch:
     ) -> None:
         """A pool of `pages` pages of `page_size` tokens, a power of two from 16.
 
-        graphs: capture each kind and shape of forward once and replay it; by default on CUDA.
+        graphs: capture each kind and shape of forward once and replay it; by default on CUDA with
+            Triton kernels and without DLM_CHECK=1, which reads the device.
         MemoryError if the model's device has no memory for the pool.
         """
         checked_numerics(numerics)
+        self._device = model.device
         self.pool = PagePool(model.config, pages, page_size, device=model.device, dtype=model.dtype)
-        graphs = model.device.type == "cuda" if graphs is None else graphs
+        if graphs is None:
+            on_triton = backend_for(self.pool.keys[0]) == "triton"
+            graphs = model.device.type == "cuda" and on_triton and not contents_checked()
         self.runner = Runner.of(model, numerics, pool=self.pool, graphs=graphs)
         self.running: list[Request] = []
         self.waiting: deque[Request] = deque()
@@ -50,7 +60,8 @@ class Batch:
     ) -> Request:
         """Queue a request; arguments are those of `generate`, which also says what is raised.
 
-        ValueError as well if the whole pool could not hold the request.
+        In place of `on_step`, `events=True` collects StepEvents in `Request.events`. ValueError as
+        well if the whole pool could not hold the request.
         """
         return self.add(new_request(self.runner.model, prompt, max_new_tokens, mode, **options))
 
@@ -65,7 +76,9 @@ class Batch:
         return self.add(refine_request(self.runner.model, prompt, draft, **options))
 
     def add(self, request: Request) -> Request:
-        """Queue a request made by `dlm_core.decoding.options`; returns it."""
+        """Queue a request made by `dlm_core.decoding.options`, once; returns it."""
+        if request.finished or request.context is not None or request in self.waiting:
+            raise ValueError("request was added before; it must be a new one")
         pages = self.pool.pages_for(request.mode.longest)
         if pages > self.pool.n_pages:
             raise ValueError(
@@ -90,7 +103,15 @@ class Batch:
         self._leave(request)
 
     def step(self) -> list[Request]:
-        """Advance every running request once; returns those that advanced, in order of arrival."""
+        """Advance every running request once; returns those that advanced, in order of arrival.
+
+        If running some of them raises, they are dropped as by `cancel`, with `Request.error` set,
+        and the error goes on to the caller; the others are as if the step had ended before them.
+        """
+        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+            return self._step()
+
+    def _step(self) -> list[Request]:
         self._admit()
         self._reserve()
         advanced = list(self.running)
@@ -99,11 +120,16 @@ class Batch:
             run, shape, _ = request.phase
             together.setdefault((run, shape), []).append(request)
         for (run, _), requests in together.items():
-            run(self.runner, requests)
-        for request in advanced:
-            if request.phase is None:
-                self.running.remove(request)
-                self._leave(request)
+            try:
+                run(self.runner, requests)
+            except BaseException as error:
+                for request in requests:
+                    request.error = error
+                    self.cancel(request)
+                raise
+            for request in requests:
+                if request.phase is None:
+                    self.cancel(request)
         return advanced
 
     def run(self) -> None:
@@ -150,11 +176,12 @@ class Batch:
                     request.context.reserve(request.phase.room)
                     break
                 except OutOfPages:
-                    last = self.running.pop()
+                    last = self.running[-1]
                     last.context.swap_out()
-                    self.waiting.appendleft(last)
+                    self.waiting.appendleft(self.running.pop())
 
     def _leave(self, request: Request) -> None:
-        request.phase, request.finished = None, True
+        # The mode goes too, for it holds tensors of the batches that the request was in.
+        request.phase, request.mode, request.finished = None, None, True
         if request.context is not None:
             request.context.free()

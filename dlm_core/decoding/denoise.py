@@ -26,7 +26,8 @@ class Needs(NamedTuple):
 
     reads_all: of positions that hold a token too, not only of masks.
     remasks: of the tokens that stand. draws_noise: some of the rules' choices are random.
-    ends_at_eos: an EOS with nothing undecided before it ends its block; else none is a candidate.
+    eos: "ends", an EOS with nothing undecided before it ends its block; "banned", none is a
+        candidate; "plain", it is a token like any other.
     The others are those of `Rule` and `Sampling`.
     """
 
@@ -37,10 +38,10 @@ class Needs(NamedTuple):
     remasks: bool
     draws_noise: bool
     greedy: bool
-    ends_at_eos: bool
+    eos: str
 
     @classmethod
-    def of(cls, rule: Rule, sampling: Sampling, *, ends_at_eos: bool = True) -> "Needs":
+    def of(cls, rule: Rule, sampling: Sampling, *, eos: str = "ends") -> "Needs":
         return cls(
             rule.confidence,
             rule.logit_shift,
@@ -49,7 +50,7 @@ class Needs(NamedTuple):
             rule.remask_below is not None,
             rule.renoise or rule.confidence == "random",
             sampling.greedy,
-            ends_at_eos,
+            eos,
         )
 
 
@@ -69,14 +70,13 @@ def denoise_step(
         needs: what the rules read; `rules` and `table` hold the numbers, a row a request.
     """
     config = runner.model.config
-    if not needs.ends_at_eos:
+    if needs.eos == "banned":
         runner = runner.banning_eos()
     logits = runner.logits(runner.hidden(state.tokens, cache, causal=False))
     candidate, sureness = _candidates(runner, logits, cache, state, needs, table)
     token_probability = noise = None
     if needs.remasks:
-        standing = logits.gather(-1, state.tokens.long()[:, :, None])[:, :, 0].float()
-        token_probability = (standing - logits.float().logsumexp(-1)).exp()
+        token_probability = _standing_probability(logits, state.tokens, needs.logit_shift)
     if needs.draws_noise:
         noise = Noise(table.seed, cache.lengths, config.vocab_size)
     remask_scatter(
@@ -86,11 +86,20 @@ def denoise_step(
         rules,
         mask_id=config.mask_token_id,
         # If none ends the block, an id that no candidate has.
-        eos_id=config.eos_token_id if needs.ends_at_eos else config.vocab_size,
+        eos_id=config.eos_token_id if needs.eos == "ends" else config.vocab_size,
         token_probability=token_probability,
         noise=noise,
         error=runner.error,
     )
+
+
+def _standing_probability(logits: Tensor, tokens: Tensor, shift: int) -> Tensor:
+    """Probability of each of `tokens` [batch, M] now; NaN where no logits speak of it."""
+    ids = tokens.roll(-shift, 1).long()[:, :, None]
+    standing = logits.gather(-1, ids)[:, :, 0].float()
+    probability = (standing - logits.float().logsumexp(-1)).exp().roll(shift, 1)
+    probability[:, :shift] = torch.nan
+    return probability
 
 
 def _candidates(

@@ -34,8 +34,7 @@ class Diffusion:
 
     blocks: what each block starts from, in order.
     seeded: position 0 of each takes the token that the causal logits before it give, and keeps it.
-    ends_at_eos: an EOS with nothing undecided before it ends its block and with it the request. If
-        not, EOS is no candidate.
+    eos: what an EOS does to its block; see `Needs`.
     keep_events: collect a StepEvent a step.
     """
 
@@ -43,12 +42,12 @@ class Diffusion:
     blocks: Iterator[Block]
     longest: int
     seeded: bool
-    ends_at_eos: bool = True
+    eos: str = "ends"
     keep_events: bool = False
     index: int = -1
 
     def first_phase(self, request: Request) -> Phase:
-        return prefill_phase(request, needs_seed=self.seeded, ends_at_eos=self.ends_at_eos)
+        return prefill_phase(request, needs_seed=self.seeded, bans_eos=self.eos == "banned")
 
     def begin(self, request: Request, seed: Tensor | None, value: int | None) -> None:
         """Start the next block; a request whose seed is an EOS is finished."""
@@ -61,7 +60,7 @@ class Diffusion:
         self.n_steps = self.n_settled = 0
         self.state = None
         self.seed = seed
-        needs = Needs.of(self.rule, request.sampling, ends_at_eos=self.ends_at_eos)
+        needs = Needs.of(self.rule, request.sampling, eos=self.eos)
         request.phase = Phase(_denoise, (len(self.block.ids), needs), 0)
 
 
@@ -75,7 +74,6 @@ def _denoise(runner: Runner, requests: list[Request]) -> None:
         _denoise_work, needs, requests, 0, *state, rules.numbers, rules.counts, *table
     )
     state = BlockState(*changed)
-    rows = torch.tensor(rows, dtype=torch.int32)
     tokens, steps, sureness, done = rows.split([block, block, block, 1], 1)
     for i, request in enumerate(requests):
         request.mode.state = _Rows(state, i)
@@ -128,7 +126,7 @@ def _record(
     if not _may_change_its_mind(mode.rule):
         undecided = tokens.index(mask_id) if mask_id in tokens else len(tokens)
         settled = min(undecided, mode.block.n_open)
-        request.tokens += tokens[mode.n_settled : settled]
+        request.decide(tokens[mode.n_settled : settled])
         mode.n_settled = max(settled, mode.n_settled)
 
 
@@ -147,6 +145,7 @@ def _commit(runner: Runner, requests: list[Request]) -> None:
     if seeded:
         table = table_of([request.sampling for request in requests], tokens.device)
         values, (seeds,) = runner.run(extend_work, (), requests, block, tokens, *(table or ()))
+        values = values.tolist()
         check_tokens(values)
     else:
         runner.run(_commit_work, (), requests, block, tokens)
@@ -168,8 +167,8 @@ def _commit_work(
 
 
 def _may_change_its_mind(rule: Rule) -> bool:
-    """Whether a token that stands may be replaced or masked again."""
-    return rule.revise or rule.edit_threshold is not None or rule.remask_below is not None
+    """Whether what stands may be replaced or masked again, or is a random id."""
+    return rule.renoise or rule.edit_threshold is not None or rule.remask_below is not None
 
 
 # --- the blocks of a batch

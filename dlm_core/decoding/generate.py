@@ -60,6 +60,7 @@ def generate(
         MemoryError: the device has no memory for the cache.
         dlm_kernels.DeviceError: the logits held NaN or nothing to choose.
     """
+    _check_on_step(on_step, mode)
     request = new_request(
         model,
         prompt,
@@ -71,7 +72,7 @@ def generate(
         steps=steps,
         lora=lora,
         sampling=sampling,
-        on_step=on_step,
+        events=None if on_step is None else True,
     )
     return _finished(model, request, numerics, on_step)
 
@@ -91,7 +92,8 @@ def infill(
 ) -> Generation:
     """Fill a gap of `length` tokens between two texts, of which neither changes.
 
-    The gap and what follows it are one block, so every position sees both sides.
+    The gap and what follows it are one block, so every position sees both sides. No token of it is
+    seeded from what stands before it alone, but the first under a rule with `logit_shift`.
 
     Args:
         before: token ids before the gap, at least one.
@@ -102,6 +104,7 @@ def infill(
     Returns:
         A Generation whose tokens are the gap's.
     """
+    _check_on_step(on_step, "diffusion")
     request = infill_request(
         model,
         before,
@@ -111,7 +114,7 @@ def infill(
         threshold=threshold,
         steps=steps,
         sampling=sampling,
-        on_step=on_step,
+        events=on_step is not None,
     )
     return _finished(model, request, numerics, on_step)
 
@@ -129,16 +132,19 @@ def refine(
 ) -> Generation:
     """Revise a draft, block after block: tokens are edited, or masked again and filled anew.
 
+    An EOS is a token like any other here: it may be edited, and the draft goes on behind it.
+
     Args:
         prompt: token ids before the draft, at least one; they do not change.
         draft: token ids to revise, at least one.
-        rule: has `edit_steps` or `remask_below`.
+        rule: has `edit_steps` or `remask_below`, and no `logit_shift`.
         block_length: tokens a block, 1 to 256, by default the config's block_size.
         The others are those of `generate` in mode "diffusion".
 
     Returns:
         A Generation of the revised tokens, cut after the first EOS.
     """
+    _check_on_step(on_step, "diffusion")
     request = refine_request(
         model,
         prompt,
@@ -146,7 +152,7 @@ def refine(
         rule=rule,
         block_length=block_length,
         sampling=sampling,
-        on_step=on_step,
+        events=on_step is not None,
     )
     return _finished(model, request, numerics, on_step)
 
@@ -167,10 +173,19 @@ def stream(
     blocks. With `events`, for diffusion, each denoising step's StepEvent comes before its run.
     Arguments are checked at once, not at the first run; leaving the iterator early is fine.
     """
-    wanted = {"on_step": lambda event: None} if events else {}
-    request = new_request(model, prompt, max_new_tokens, mode, **options, **wanted)
+    wanted = True if events else None
+    request = new_request(model, prompt, max_new_tokens, mode, **options, events=wanted)
     batch = _batch_for(model, request, numerics)
     return _runs(batch, request)
+
+
+def _check_on_step(on_step: Callable | None, mode: str) -> None:
+    if on_step is None:
+        return
+    if not callable(on_step):
+        raise TypeError(f"on_step is {on_step!r}; it must be callable")
+    if mode != "diffusion":
+        raise ValueError(f"on_step is {on_step!r}; it needs mode='diffusion'")
 
 
 def _runs(batch: Batch, request: Request) -> Iterator[list[int] | StepEvent]:

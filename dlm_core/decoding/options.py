@@ -3,7 +3,7 @@
 import itertools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from dlm_kernels import Rule
 from dlm_kernels.rules import rule_named
@@ -20,7 +20,7 @@ from .self_speculation import MAX_K, LinearSpec, QuadraticSpec
 # Each mode with the arguments that belong to it alone.
 MODES = {
     "autoregressive": (),
-    "diffusion": ("block_length", "rule", "threshold", "steps", "on_step"),
+    "diffusion": ("block_length", "rule", "threshold", "steps", "events"),
     "linear_spec": ("block_length", "lora"),
     "quadratic_spec": ("block_length",),
 }
@@ -40,10 +40,13 @@ def new_request(
     steps: int | None = None,
     lora: bool | None = None,
     sampling: Sampling | None = None,
-    on_step: Callable | None = None,
+    events: bool | None = None,
 ) -> Request:
-    """A request to generate behind a prompt; arguments and errors are those of `generate`."""
-    if mode not in MODES:
+    """A request to generate behind a prompt; arguments and errors are those of `generate`.
+
+    events: diffusion: collect a StepEvent a step in `Request.events`.
+    """
+    if not isinstance(mode, str) or mode not in MODES:
         raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
     config = model.config
     ids = checked_ids("prompt", prompt, config)
@@ -54,14 +57,12 @@ def new_request(
         "threshold": threshold,
         "steps": steps,
         "lora": lora,
-        "on_step": on_step,
+        "events": events,
     }
     for name, value in given.items():
         if value is not None and name not in MODES[mode]:
             modes = " or ".join(repr(m) for m, names in MODES.items() if name in names)
             raise ValueError(f"{name} is {value!r}; it needs mode={modes}")
-    if on_step is not None and not callable(on_step):
-        raise TypeError(f"on_step is {on_step!r}; it must be callable")
     sampling = checked_sampling(sampling)
 
     n_prompt = len(ids)
@@ -88,9 +89,9 @@ def new_request(
         block_length = config.block_size if block_length is None else block_length
         check_int("block_length", block_length, 2, MAX_BLOCK)
         if mode == "linear_spec":
-            way = LinearSpec(
-                block_length, checked_lora(lora, model), fits(max_new_tokens - 1 + block_length)
-            )
+            # The last cycle begins one token short of the limit, on a context without its seed.
+            cycle = max_new_tokens - 2 + block_length if max_new_tokens > 1 else 0
+            way = LinearSpec(block_length, checked_lora(lora, model), fits(cycle))
         else:
             chosen = checked_rule(rule, threshold, steps, block_length)
             whole_blocks = math.ceil(max_new_tokens / block_length) * block_length
@@ -100,7 +101,7 @@ def new_request(
                 itertools.repeat(empty),
                 fits(whole_blocks),
                 seeded=chosen.seed_first_token,
-                keep_events=on_step is not None,
+                keep_events=bool(events),
             )
     return Request(ids, max_new_tokens, config.eos_token_id, way, sampling)
 
@@ -115,7 +116,7 @@ def infill_request(
     threshold: float | None = None,
     steps: int | None = None,
     sampling: Sampling | None = None,
-    on_step: Callable | None = None,
+    events: bool = False,
 ) -> Request:
     """A request to fill a gap; arguments and errors are those of `infill`."""
     config = model.config
@@ -133,9 +134,10 @@ def infill_request(
         chosen,
         iter([Block([None] * length + behind, length)]),
         len(ids) + length + len(behind),
-        seeded=chosen.seed_first_token,
-        ends_at_eos=False,
-        keep_events=on_step is not None,
+        # A seed knows nothing of what follows the gap; a shift leaves its place no other logits.
+        seeded=chosen.logit_shift == 1,
+        eos="banned",
+        keep_events=events,
     )
     return Request(ids, length, config.eos_token_id, way, checked_sampling(sampling))
 
@@ -148,7 +150,7 @@ def refine_request(
     rule: Rule,
     block_length: int | None = None,
     sampling: Sampling | None = None,
-    on_step: Callable | None = None,
+    events: bool = False,
 ) -> Request:
     """A request to revise a draft; arguments and errors are those of `refine`."""
     config = model.config
@@ -161,14 +163,19 @@ def refine_request(
         raise ValueError(
             f"rule is {chosen}; to revise a draft it must have edit_steps or remask_below"
         )
+    if chosen.logit_shift:
+        raise ValueError(
+            f"rule is {chosen}; to revise a draft it must have logit_shift=0, for under a shift"
+            " nothing speaks of a block's first token"
+        )
     parts = (drafted[i : i + block_length] for i in range(0, len(drafted), block_length))
     way = Diffusion(
         chosen,
         (Block(part, len(part)) for part in parts),
         len(ids) + len(drafted),
         seeded=False,
-        ends_at_eos=False,
-        keep_events=on_step is not None,
+        eos="plain",
+        keep_events=events,
     )
     return Request(ids, len(drafted), config.eos_token_id, way, checked_sampling(sampling))
 
@@ -243,9 +250,11 @@ def checked_rule(
         return rule_named(rule)
     if not isinstance(rule, Rule):
         raise TypeError(f"rule is {rule!r}; it must be a Rule or the name of one")
+    bounded = ["remask_below"]
     if rule.confidence in ("probability", "margin"):
-        for name in ("threshold", "edit_threshold", "remask_below"):
-            value = getattr(rule, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"rule.{name} is {value}; it must be in [0, 1]")
+        bounded += ["threshold", "edit_threshold"]
+    for name in bounded:
+        value = getattr(rule, name)
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"rule.{name} is {value}; it must be in [0, 1]")
     return rule

@@ -37,21 +37,21 @@ def extend_work(
     return token, token
 
 
-def prefill_phase(request: Request, *, needs_seed: bool, ends_at_eos: bool = True) -> Phase:
+def prefill_phase(request: Request, *, needs_seed: bool, bans_eos: bool = False) -> Phase:
     """The next chunk of the prompt; `Mode.begin` follows the last one.
 
-    needs_seed: the token behind the prompt is wanted; one that is no EOS unless `ends_at_eos`.
+    needs_seed: the token behind the prompt is wanted; with `bans_eos` one that is no EOS.
     """
     left = len(request.prompt) - request.context.length
     chunk = min(left, MAX_BLOCK)
     is_last = chunk == left
-    shape = (chunk, is_last, needs_seed, ends_at_eos, request.sampling.greedy)
+    shape = (chunk, is_last, needs_seed, bans_eos, request.sampling.greedy)
     return Phase(_prefill, shape, chunk)
 
 
 def _prefill(runner: Runner, requests: list[Request]) -> None:
     """Run a chunk of each prompt. Chunks come in all lengths and once, so eagerly."""
-    chunk, is_last, needs_seed, ends_at_eos, _ = requests[0].phase.shape
+    chunk, is_last, needs_seed, bans_eos, _ = requests[0].phase.shape
     device = runner.model.device
     starts = [request.context.length for request in requests]
     ids = [
@@ -64,9 +64,9 @@ def _prefill(runner: Runner, requests: list[Request]) -> None:
         request.forwards["prefill"] += 1
     if is_last and needs_seed:
         table = table_of([request.sampling for request in requests], device)
-        chooser = runner if ends_at_eos else runner.banning_eos()
+        chooser = runner.banning_eos() if bans_eos else runner
         seeds = extend(chooser, cache, tokens, table)
-        values = runner.read(seeds)
+        values = runner.read(seeds).tolist()
         check_tokens(values)
         for i, request in enumerate(requests):
             publish_prompt(request)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -52,7 +52,7 @@ class Mode(Protocol):
 class Request:
     """One request of a `Batch`.
 
-    finished: nothing more comes; also of a cancelled one.
+    finished: nothing more comes; also of a cancelled one. error: what dropped it, if anything did.
     tokens: ids that are decided for good, behind the prompt, before any cut.
     phase: what it runs next; None before it is let in and once it has all its tokens.
     The other fields are as in `Generation`.
@@ -61,32 +61,41 @@ class Request:
     prompt: list[int]
     max_new_tokens: int
     eos_id: int
-    mode: Mode
+    mode: Mode | None  # None once finished
     sampling: Sampling
     context: Context | None = None
     phase: Phase | None = None
     finished: bool = False
+    error: BaseException | None = None
     tokens: list[int] = field(default_factory=list)
     forwards: Counter = field(default_factory=Counter)
     accepted: list[int] = field(default_factory=list)
     committed: list[list[int]] = field(default_factory=list)
     confidences: list[list[float]] = field(default_factory=list)
     events: list[StepEvent] = field(default_factory=list)
-    _streamed: int = 0
+    _has_eos: bool = False
+    _n_taken: int = 0
 
-    def emit(self, tokens: Iterable[int]) -> bool:
-        """Take decided tokens; True if the request is finished by them."""
+    def decide(self, tokens: list[int]) -> None:
+        """Take tokens that will not change."""
         self.tokens += tokens
-        if self.eos_id in self.tokens or len(self.tokens) >= self.max_new_tokens:
+        self._has_eos |= self.eos_id in tokens
+
+    def emit(self, tokens: list[int]) -> bool:
+        """Take the last tokens of a phase; True if the request is finished by what it has."""
+        self.decide(tokens)
+        if self._has_eos or len(self.tokens) >= self.max_new_tokens:
             self.phase = None
             return True
         return False
 
     def take_new_tokens(self) -> list[int]:
         """The tokens that were decided since the last call, cut like the generation's."""
-        tokens = cut(self.tokens, self.eos_id, self.max_new_tokens)
-        new = tokens[self._streamed :]
-        self._streamed = len(tokens)
+        end = self.max_new_tokens
+        if self._has_eos:
+            end = min(end, self.tokens.index(self.eos_id) + 1)
+        new = self.tokens[self._n_taken : end]
+        self._n_taken += len(new)
         return new
 
     @property

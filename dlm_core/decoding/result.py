@@ -11,7 +11,8 @@ class Generation:
     forwards: forwards run, by kind: prefill, decode, denoise, commit, draft, verify; kinds that ran
         only.
     committed: per denoising step, over all blocks, the positions in the block that it committed.
-    confidences: beside `committed`, the softmax probability each was committed with.
+    confidences: beside `committed`, the confidence each was committed with, of its rule's kind: a
+        probability, a margin, a negative entropy in nats, or a random number.
     accepted: per cycle of self-speculation, the tokens that it emitted, before any cut.
     """
 
@@ -33,7 +34,8 @@ class StepEvent:
     """One denoising step.
 
     block, step: counted from 0, the step within its block.
-    tokens: the whole block after the step, the mask id where undecided.
+    tokens: the whole block after the step; where undecided the mask id, or under a rule with
+        `renoise` a random one.
     committed: positions in the block that this step committed or edited, rising.
     remasked: positions that this step made masks again, rising.
     """

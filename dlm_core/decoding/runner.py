@@ -14,7 +14,7 @@ from dlm_kernels.error_word import NAN_LOGITS, set_where
 
 from ..cache import KVCache
 from ..model import Model
-from ..paged_cache import PagedKVCache, PagePool
+from ..paged_cache import PagedKVCache, PagePool, to_device
 from . import sampling
 from .request import Request
 from .sampling import Sampling, SamplingTable
@@ -105,13 +105,13 @@ class Runner:
 
     def run(
         self, work: Work, shape: tuple, requests: Sequence[Request], rows: int, *inputs: Tensor
-    ) -> tuple[list, tuple[Tensor, ...]]:
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Do `work(self, shape, cache, *inputs)` for a batch and read its first output.
 
         rows: positions behind the contexts that the work touches. shape: all that the work depends
         on beside tensors. Where graphs are on, work of a shape is captured once and replayed.
 
-        Returns the first output on the host, as lists, and the other ones. Raises DeviceError if
+        Returns the first output on the host and the other ones on the device. Raises DeviceError if
         the error word is set.
         """
         longest = max(request.context.length for request in requests)
@@ -135,18 +135,18 @@ class Runner:
         host, others = captured.replay(tensors)
         return self._checked(host, captured.first_shape), others
 
-    def read(self, values: Tensor) -> list:
+    def read(self, values: Tensor) -> Tensor:
         """int32 `values` on the host, with the error word; waits for the device."""
         return self._checked(self._with_error(values).cpu(), values.shape)
 
     def _with_error(self, values: Tensor) -> Tensor:
         return torch.cat([values.flatten(), self.error])
 
-    def _checked(self, host: Tensor, shape: torch.Size) -> list:
+    def _checked(self, host: Tensor, shape: torch.Size) -> Tensor:
         if host[-1]:
             self.error.zero_()  # what comes next may be fine
             raise_on_error(int(host[-1]))
-        return host[:-1].view(shape).tolist()
+        return host[:-1].view(shape)
 
 
 class _Call(NamedTuple):
@@ -204,9 +204,10 @@ class CapturedWork:
             self._copied.record()
         # The buffers are for the next replay, whoever it serves.
         others = tuple(tensor.clone() for tensor in self._others)
-        if self._graph is not None:
-            self._copied.synchronize()
-        return self._host, others
+        if self._graph is None:
+            return self._host, others
+        self._copied.synchronize()
+        return self._host.clone(), others
 
 
 def check_tokens(tokens: Sequence[int]) -> None:
@@ -222,5 +223,6 @@ def table_of(samplings: Sequence[Sampling], device: torch.device) -> SamplingTab
 
 @functools.lru_cache(maxsize=256)
 def packed(table: type, rows: tuple, device: torch.device):
-    """`table.pack(rows, device)`; a batch that stays together is copied to the device once."""
-    return table.pack(rows, device)
+    """`table.pack(rows, device)`, once for a batch that stays together, and without waiting."""
+    fields = table.pack(rows, "cpu")
+    return table(*(to_device(x, device) if isinstance(x, Tensor) else x for x in fields))

@@ -86,7 +86,8 @@ class QuadraticSpec:
     first pass, over [prompt | k masks], is such a forward of one group.
 
     A cycle emits the drafts that were right. The first of them, the verifier's last choice of the
-    cycle before, always is.
+    cycle before, always is; so a request's last token takes a cycle of its own where that choice
+    would have ended it, as in the published loop.
     """
 
     k: int
@@ -122,7 +123,7 @@ def _first_pass(runner: Runner, requests: list[Request]) -> None:
     logits = runner.logits(hidden[:, chunk - 1 : chunk])
     seeds = runner.choose(logits, table, position[:, :1], step[:, None])[:, 0]
     drafts = _draft(runner, hidden[:, chunk + 1 :], table, position[:, 1:], step)
-    values = runner.read(seeds)
+    values = runner.read(seeds).tolist()
     check_tokens(values)
     for i, request in enumerate(requests):
         request.forwards["prefill"] += 1
@@ -249,21 +250,21 @@ def _verify(
     return Verdict(n_right, choices.scatter(1, n_right[:, None].long(), token[:, None]))
 
 
-def _accept(requests: list[Request], rows: list[list[int]], choices: Tensor) -> list[list[int]]:
+def _accept(requests: list[Request], rows: Tensor, choices: Tensor) -> list[list[int]]:
     """What was right is context now, and the last choice the next seed.
 
     rows: the verdict on the host; choices: its choices on the device. Returns each request's
     choices: its right drafts, and the verifier's own token behind them.
     """
-    chosen = []
-    for i, (request, (n_right, *tokens)) in enumerate(zip(requests, rows, strict=True)):
-        tokens = tokens[: n_right + 1]
+    chosen = [tokens[: n_right + 1] for n_right, *tokens in rows.tolist()]
+    for tokens in chosen:
         check_tokens(tokens)
+    for i, (request, tokens) in enumerate(zip(requests, chosen, strict=True)):
+        n = len(tokens)
         request.mode.cycle += 1
-        request.mode.seed = choices[i, n_right : n_right + 1]
-        request.context.advance(len(tokens))
-        request.accepted.append(len(tokens))
-        chosen.append(tokens)
+        request.mode.seed = choices[i, n - 1 : n]
+        request.context.advance(n)
+        request.accepted.append(n)
     return chosen
 
 

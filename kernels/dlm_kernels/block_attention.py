@@ -45,6 +45,7 @@ from .validate import (
     FLOAT_DTYPES,
     HEAD_DIMS,
     MAX_BLOCK,
+    MAX_DRAFT_ROWS,
     NUMERICS,
     check_bool,
     check_int,
@@ -52,8 +53,6 @@ from .validate import (
     check_tensor,
     check_unit_stride,
 )
-
-MAX_DRAFT_ROWS = 512  # rows of a block with draft groups: k groups of 1 + k take k (k + 1)
 
 _LOG2E = 1.4426950408889634
 _LN2 = tl.constexpr(0.6931471805599453)

@@ -216,7 +216,8 @@ def remask_scatter(
             error |= error_word.NO_CANDIDATE
 
         # Edit.
-        was_settled = _settled(before, free, undecided, eos_id)
+        may_end = [] if rule["revise"] else free
+        was_settled = _settled(before, may_end, undecided, eos_id)
         edit = []
         if not was_settled or edit_step[b] < rule["edit_steps"]:
             edit = [
@@ -247,15 +248,15 @@ def remask_scatter(
         step[b] = now + 1
         edit_step[b] += was_settled
         no_more_edits = edit_step[b] >= rule["edit_steps"] or (was_settled and not edit)
-        settled = _settled(tokens[b].tolist(), free, left, eos_id) and no_more_edits
+        settled = _settled(tokens[b].tolist(), may_end, left, eos_id) and no_more_edits
         done[b] = settled or (rule["revise"] and last)
 
 
-def _settled(tokens: list[int], free: list[int], undecided: list[int], eos_id: int) -> bool:
-    """Whether nothing is undecided, or an EOS that is not fixed stands before all of it."""
+def _settled(tokens: list[int], may_end: list[int], undecided: list[int], eos_id: int) -> bool:
+    """Whether nothing is undecided, or an EOS that may end the block stands before all of it."""
     if not undecided:
         return True
-    return any(i in free and tokens[i] == eos_id for i in range(min(undecided)))
+    return any(i in may_end and tokens[i] == eos_id for i in range(min(undecided)))
 
 
 def _philox(key: int, counter: tuple[int, int, int, int]) -> int:

@@ -11,8 +11,8 @@ undecided gets random ids. Each request's rule is a row of numbers that the kern
 launch serves them all.
 
 A request is done when nothing is undecided, or nothing before an EOS that the block has decided
-itself; rules that edit then take their further steps. What lies behind that EOS is frozen once the
-request is done, for a done request is never touched again.
+itself, for good; rules that edit then take their further steps. What lies behind that EOS is frozen
+once the request is done, for a done request is never touched again.
 
 The kernel moves a few hundred bytes a request: it is bound by its launch. Ranks take M^2
 comparisons of registers, and M^2 additions where entropies are bounded.
@@ -240,7 +240,8 @@ def remask_kernel(
         if (n_undecided > 0) & (n_committed == 0):
             tl.atomic_or(error_ptr, _NO_CANDIDATE)
 
-    was_settled = _settled(position, token, free, undecided, eos_id, BLOCK)
+    may_end = free & (revise == 0)  # where an EOS stays one
+    was_settled = _settled(position, token, may_end, undecided, eos_id, BLOCK)
     edit_threshold = tl.load(numbers_ptr + _EDIT_THRESHOLD)
     may_edit = (was_settled == 0) | (edit_step < edit_steps)
     edit_threshold = tl.where(may_edit, edit_threshold, float("nan"))
@@ -296,7 +297,7 @@ def remask_kernel(
     tl.store(commit_step_ptr + position, tl.where(left, -1, step), mask=written)
     tl.store(commit_confidence_ptr + position, tl.where(left, 0.0, confidence), mask=written)
 
-    is_settled = _settled(position, final, free, left, eos_id, BLOCK)
+    is_settled = _settled(position, final, may_end, left, eos_id, BLOCK)
     edit_step += was_settled.to(tl.int32)
     no_more_edits = (edit_step >= edit_steps) | (was_settled & (n_edited == 0))
     tl.store(masks_left_ptr + request, tl.sum(left.to(tl.int32), 0))
@@ -347,11 +348,11 @@ def _entropy_units(negative_entropy, scale):
 
 
 @triton.jit
-def _settled(position, token, free, undecided, eos_id, BLOCK: tl.constexpr):
-    """Whether nothing is undecided, or nothing before the first EOS that is not fixed."""
+def _settled(position, token, may_end, undecided, eos_id, BLOCK: tl.constexpr):
+    """Whether nothing is undecided, or nothing before the first EOS that may end the block."""
     first_undecided = tl.min(tl.where(undecided, position, BLOCK), 0)
     # A random id that happens to be EOS is undecided, so it is not before the first of those.
-    first_eos = tl.min(tl.where(free & (token == eos_id), position, BLOCK), 0)
+    first_eos = tl.min(tl.where(may_end & (token == eos_id), position, BLOCK), 0)
     return (first_undecided == BLOCK) | (first_eos < first_undecided)
 
 

@@ -60,7 +60,8 @@ class Rule:
             of `steps` remasks nothing.
         renoise: uniform corruption, without a mask token: an undecided position holds a random id,
             drawn anew each step.
-        revise: with renoise: each step decides anew about all positions that are not fixed.
+        revise: with renoise: each step decides anew about all positions that are not fixed, so an
+            EOS ends nothing before the block is done.
         seed_first_token: for decoding loops: the first token of a block comes from the causal
             logits before it.
         logit_shift: for decoding loops: the candidate of position i comes from the logits at

@@ -231,7 +231,10 @@ def confidence(
     probability = _at(p, token)
     row_entropy, row_margin = x.new_empty(0), x.new_empty(0)
     if entropy:
-        row_entropy = statistic(torch.special.entr(p).sum(-1), 0.0)
+        terms = torch.special.entr(p)
+        # One row alone is summed by all threads, in another order than one of several.
+        sums = terms.expand(2, -1).sum(-1)[:1] if len(terms) == 1 else terms.sum(-1)
+        row_entropy = statistic(sums, 0.0)
     if margin:
         others = p.index_fill(-1, bans, 0).scatter_(-1, token[:, None], 0)
         row_margin = statistic(probability - others.amax(-1), 1.0)
@@ -304,7 +307,8 @@ def remask_scatter(
     n_committed = commit.sum(1)
     error_word.set_where(error, (n_undecided > 0) & (n_committed == 0), error_word.NO_CANDIDATE)
 
-    was_settled = _settled(tokens, free, undecided, eos_id)
+    may_end = free & ~revise  # where an EOS stays one
+    was_settled = _settled(tokens, may_end, undecided, eos_id)
     may_edit = ~was_settled | (edit_step < edit_steps)
     edit = decided & valid & (candidate != tokens) & (confidence > edit_threshold)
     edit &= may_edit[:, None]
@@ -331,7 +335,7 @@ def remask_scatter(
     edit_step += active & was_settled
     step += active
     no_more_edits = (edit_step >= edit_steps) | (was_settled & ~edit.any(1))
-    settled = _settled(tokens, free, left, eos_id) & no_more_edits
+    settled = _settled(tokens, may_end, left, eos_id) & no_more_edits
     done |= settled | (revise[:, 0] & last_of_budget)
 
 
@@ -342,10 +346,10 @@ def _ahead(surety: Tensor) -> Tensor:
     return (other > mine) | ((other == mine) & (position < position[:, None]))
 
 
-def _settled(tokens: Tensor, free: Tensor, undecided: Tensor, eos_id: int) -> Tensor:
-    """bool [batch]: nothing is undecided, or nothing before the first EOS that is not fixed."""
+def _settled(tokens: Tensor, may_end: Tensor, undecided: Tensor, eos_id: int) -> Tensor:
+    """bool [batch]: nothing is undecided, or nothing before the first EOS that `may_end`."""
     none_before = undecided.cumsum(1) == 0
-    return ~undecided.any(1) | (free & (tokens == eos_id) & none_before).any(1)
+    return ~undecided.any(1) | (may_end & (tokens == eos_id) & none_before).any(1)
 
 
 def random_ids(words: Tensor, vocab_size: int, mask_id: int) -> Tensor:

@@ -11,7 +11,7 @@ ID_DTYPES = (torch.int32, torch.int64)
 NUMERICS = ("invariant", "fast")
 HEAD_DIMS = (16, 32, 64, 128, 256)
 MAX_BLOCK = 256  # positions: the longest block that any op takes
-MAX_GROUPED_BLOCK = 512  # rows of a block that holds draft groups
+MAX_DRAFT_ROWS = 512  # rows of a block with draft groups: k groups of 1 + k take k (k + 1)
 
 
 def check_tensor(

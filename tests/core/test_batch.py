@@ -1,5 +1,6 @@
 """Batch: a request's tokens are its own, whoever else is served, and memory comes back."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from dlm_core import (
     random_model,
     refine,
 )
-from dlm_core.decoding import runner
+from dlm_core.decoding import runner, self_speculation
+from dlm_core.paged_cache import Context
 from dlm_kernels import DeviceError, Rule
 
 SEEDED = Sampling(temperature=0.8, top_p=0.95, seed=11)
@@ -280,19 +282,113 @@ def test_bad_requests_change_nothing(model: Model) -> None:
         Batch(model, pages=1, numerics="exact")
 
 
-def test_a_device_error_stops_one_step_and_not_the_batch(model: Model, monkeypatch) -> None:
-    batch = Batch(model, pages=20, page_size=16)
-    request = batch.submit([4, 5], 8)
+def test_a_fault_drops_those_it_hit_and_nobody_else(
+    model: Model, alone: dict[str, Generation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step in which one group finishes, one fails, and others go on."""
+    batch = Batch(model, pages=100, page_size=16)
+    requests = {kind: submit(batch, kind) for kind in ("ar", "threshold", "linear", "quadratic")}
+    short = batch.submit([4, 5], 1)
+    for _ in range(2):
+        batch.step()
+    failing = requests.pop("linear")
+    with monkeypatch.context() as patch:
+
+        def fail(*_):
+            raise DeviceError("told to")
+
+        patch.setattr(self_speculation, "_linear_work", fail)
+        with pytest.raises(DeviceError, match="told to"):
+            batch.step()
+    assert failing.finished and isinstance(failing.error, DeviceError)
+    assert short.finished and short.error is None
+    batch.run()
+    assert_all_alike(requests, alone)
+    assert batch.pool.n_free == 100
+
+
+def test_a_bad_row_of_one_request_drops_its_group(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are as they were before the cycle: nothing was emitted that is not in the cache."""
+    batch = Batch(model, pages=100, page_size=16)
+    pair = [batch.submit(prompt, 12, "linear_spec") for prompt in ([8, 11, 14], [20, 22, 24])]
+    batch.step()
+    before = [request.generation.tokens for request in pair]
     with monkeypatch.context() as patch:
         logits = Model.logits
-        patch.setattr(Model, "logits", lambda *args: logits(*args).fill_(torch.nan))
-        with pytest.raises(DeviceError, match="NaN"):
+
+        def spoiled(self: Model, hidden: torch.Tensor, numerics: str) -> torch.Tensor:
+            values = logits(self, hidden, numerics)
+            values[1] = -torch.inf
+            return values
+
+        patch.setattr(Model, "logits", spoiled)
+        # Drafts that are no ids are met in the verifying forward before its choices are read.
+        with pytest.raises(DeviceError, match="outside the vocabulary"):
             batch.step()
-    batch.cancel(request)
-    fine = batch.submit([4, 5], 8)
+    assert [request.generation.tokens for request in pair] == before
+    assert all(request.finished for request in pair)
+    assert batch.pool.n_free == 100
+
+
+def test_a_swap_that_fails_loses_nothing(
+    model: Model, alone: dict[str, Generation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = Batch(model, pages=4, page_size=16)
+    requests = {kind: submit(batch, kind) for kind in ("quadratic", "linear")}
+    with monkeypatch.context() as patch:
+
+        def fail(self: Context) -> None:
+            raise MemoryError("told to")
+
+        patch.setattr(Context, "swap_out", fail)
+        with pytest.raises(MemoryError, match="told to"):
+            batch.run()
     batch.run()
-    assert fine.generation == generate(model, [4, 5], 8)
-    assert batch.pool.n_free == 20
+    assert_all_alike(requests, alone)
+    assert batch.pool.n_free == 4
+
+
+def test_events_and_new_tokens_can_be_taken_between_steps(model: Model) -> None:
+    batch = Batch(model, pages=20)
+    request = batch.submit([5, 8, 11, 14], 20, "diffusion", threshold=0.9, events=True)
+    seen, steps = [], 0
+    while not request.finished:
+        batch.step()
+        seen += request.take_new_tokens()
+        steps += len(request.events)
+        request.events.clear()
+    assert seen == request.generation.tokens
+    assert steps == request.forwards["denoise"]
+    assert request.mode is None, "a finished request keeps tensors of its batches"
+    with pytest.raises(ValueError, match="request was added before"):
+        batch.add(request)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_tokens_are_those_of_the_last_steps(seed: int, model: Model) -> None:
+    """Whatever the rule revises: what is emitted is what the blocks hold in the end."""
+    generator = random.Random(seed)
+    renoise = generator.random() < 0.5
+    rule = Rule(
+        threshold=generator.choice([None, 0.5, 0.9]),
+        top_k=generator.choice([1, 2]),
+        edit_threshold=generator.choice([None, 0.3]),
+        remask_below=None if renoise else generator.choice([None, 0.4]),
+        renoise=renoise,
+        seed_first_token=generator.random() < 0.5,
+    )
+    blocks: dict[int, list[int]] = {}
+    events = []
+    result = generate(model, [5, 8, 11, 14], 24, "diffusion", rule=rule, on_step=events.append)
+    for event in events:
+        blocks[event.block] = event.tokens
+    held = sum(blocks.values(), [])
+    if model.config.eos_token_id in held:
+        held = held[: held.index(model.config.eos_token_id) + 1]
+    # An EOS where the next block would begin has no step of its own.
+    assert result.tokens in (held[:24], [*held, model.config.eos_token_id])
 
 
 @pytest.mark.gpu
@@ -302,11 +398,15 @@ def test_a_step_waits_for_the_device_once(kind: str) -> None:
     model = random_model("tiny", device="cuda", dtype=torch.bfloat16)
     mode, _, options = KINDS[kind]
     batch = Batch(model, pages=60, page_size=16)
-    request = batch.submit([200, 300, 400], 100, mode, **options)
-    for _ in range(4):
-        batch.step()  # the prompt, and capture
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        request.phase.run(batch.runner, [request])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    for _ in range(2):  # the first captures what the second replays
+        request = batch.submit([200, 300, 400], 100, mode, **options)
+        batch.step()  # the prompt runs eagerly
+        if batch.runner.graphs:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(40):
+                batch.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert not request.finished
+        batch.cancel(request)

@@ -72,7 +72,7 @@ diffuse = functools.partial(generate, mode="diffusion")
         ({"on_step": 3}, "on_step is 3; it must be callable"),
         ({"lora": False}, "lora is False; it needs mode='linear_spec'"),
         ({"mode": "linear_spec", "steps": 4}, "steps is 4; it needs mode='diffusion'"),
-        ({"mode": "linear_spec", "max_new_tokens": 760}, "takes 769 positions"),
+        ({"mode": "linear_spec", "max_new_tokens": 761}, "takes 769 positions"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -87,6 +87,9 @@ def test_bad_argument_is_named_before_anything_runs(
 
 def test_longest_request_that_fits_runs(model: Model) -> None:
     assert generate(model, [4, 5], 766).tokens
+    assert generate(model, [4] * 760, 2, "linear_spec").tokens
+    assert generate(model, [4] * 767, 1, "linear_spec").tokens
+    assert generate(model, [4] * 752, 1, "quadratic_spec", block_length=8).tokens
     assert diffuse(model, [4] * 760, 8).tokens
 
 

@@ -74,18 +74,21 @@ def test_reserve_without_pages_changes_nothing() -> None:
     context.reserve(12)
 
 
-def test_a_fork_shares_pages_until_it_writes() -> None:
+def test_a_shared_page_is_copied_before_it_is_written() -> None:
     pool = new_pool(6)
-    first = context_of(pool, 20, 1.0)
-    second = first.fork()
+    prompt = list(range(32))
+    first = context_of(pool, 32, 1.0)
+    pool.publish(prompt, first.pages)
+    second = Context(pool, prompt)
+    second.crop(20)  # into the second shared page
     assert pool.n_free == 4
-    append(second, 3, 2.0)  # into the shared second page, so into a copy of it
+    append(second, 3, 2.0)
     assert pool.n_free == 3
-    append(first, 3, 3.0)  # nobody shares the original any more
-    assert pool.n_free == 3
-    assert content(first) == [1.0] * 20 + [3.0] * 3
+    assert content(first) == [1.0] * 32
     assert content(second) == [1.0] * 20 + [2.0] * 3
-    first.free()
+    first.crop(20)
+    append(first, 3, 3.0)  # nobody else holds that page any more
+    assert pool.n_free == 3
     assert content(second) == [1.0] * 20 + [2.0] * 3
 
 

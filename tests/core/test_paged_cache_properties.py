@@ -79,12 +79,6 @@ class Pool(RuleBasedStateMachine):
             del expected[length:]
 
     @rule(index=indexes)
-    def fork(self, index: int) -> None:
-        if chosen := self.pick(index):
-            context, expected = chosen
-            self.contexts.append((context.fork(), list(expected)))
-
-    @rule(index=indexes)
     def publish(self, index: int) -> None:
         if chosen := self.pick(index):
             context, expected = chosen

@@ -88,7 +88,7 @@ MODES = [
     pytest.param("autoregressive", {}, id="autoregressive"),
     pytest.param("linear_spec", {"block_length": 4, "lora": False}, id="linear_spec"),
     pytest.param("linear_spec", {"block_length": 4, "lora": True}, id="linear_spec-lora"),
-    pytest.param("quadratic_spec", {"block_length": 3}, id="quadratic_spec"),
+    pytest.param("quadratic_spec", {"block_length": 2}, id="quadratic_spec"),
 ]
 
 

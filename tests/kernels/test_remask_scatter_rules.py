@@ -438,7 +438,7 @@ def test_revising(backend: str, op_device: str) -> None:
         pytest.param([1, 2, 3], [-0.05, -0.05, -0.05], True, id="all-accepted"),
         pytest.param([1, 2, 3], [-0.05, -0.05, -9.0], True, id="the-last-is-never-before-itself"),
         pytest.param([1, 2, 3], [-0.1, -5.0, -9.0], False, id="one-not"),
-        pytest.param([1, EOS, 3], [-0.06, -0.07, -9.0], True, id="accepted-up-to-the-eos"),
+        pytest.param([1, EOS, 3], [-0.06, -5.0, -9.0], False, id="an-eos-is-not-for-good"),
         pytest.param([1, 2, EOS], [-5.0, -9.0, -0.1], False, id="not-before-the-eos"),
     ],
 )
