@@ -1,5 +1,7 @@
 """A thin Nemotron-Labs Diffusion model on top of dlm_kernels: load it, generate with it."""
 
+from dlm_kernels import RULES, DeviceError, Rule
+
 from .cache import KVCache
 from .checkpoint import load_model, random_model
 from .config import PRESETS, ModelConfig, RopeConfig
@@ -19,7 +21,9 @@ from .paged_cache import PagePool
 
 __all__ = [
     "PRESETS",
+    "RULES",
     "Batch",
+    "DeviceError",
     "Generation",
     "KVCache",
     "Model",
@@ -27,6 +31,7 @@ __all__ = [
     "PagePool",
     "Request",
     "RopeConfig",
+    "Rule",
     "Sampling",
     "StepEvent",
     "generate",

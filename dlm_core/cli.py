@@ -21,7 +21,7 @@ from dlm_kernels.validate import NUMERICS
 from .checkpoint import load_model
 from .config import PRESETS, STORED_DTYPES, ModelConfig
 from .decoding import Generation, Sampling, StepEvent, generate, infill, refine
-from .decoding.options import DEFAULT_RULE, MODES
+from .decoding.options import DEFAULT_REFINE_RULE, DEFAULT_RULE, MODES
 from .model import Model
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     prompt.add_argument("--tokens", type=_ids, metavar='"ID ID ..."', help="prompt as token ids")
     prompt.add_argument("--prompt", metavar="TEXT", help="prompt as text; needs tokenizer.json")
     command.add_argument(
-        "--max-new-tokens", type=int, default=128, help="default: 128; infill: the gap's length"
+        "--max-new-tokens", type=int, help="default: 128; infill: the gap's length; not for refine"
     )
     command.add_argument(
         "--mode", choices=[*MODES, *_REVISIONS], default="diffusion", help="default: diffusion"
@@ -82,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--block-length", type=int, help="default: the config's block_size")
     command.add_argument(
-        "--rule", choices=RULES, help=f"what a denoising step commits; default: {DEFAULT_RULE}"
+        "--rule",
+        choices=RULES,
+        help=f"what a step commits; default: {DEFAULT_RULE}, refine: {DEFAULT_REFINE_RULE}",
     )
     command.add_argument(
         "--threshold", type=float, help="in place of a rule: commit candidates at least this likely"
@@ -136,7 +138,7 @@ def _generate(arguments: argparse.Namespace) -> int:
             start = time.perf_counter()
             generation = run(model, on_step=on_step)
             seconds = time.perf_counter() - start
-    except (TypeError, ValueError, MemoryError, argparse.ArgumentTypeError) as error:
+    except (TypeError, ValueError, MemoryError) as error:
         arguments.parser.error(str(error))
     except DeviceError as error:
         arguments.parser.exit(1, f"{arguments.parser.prog}: {error}\n")
@@ -169,11 +171,13 @@ def _generation(
 ) -> Callable[..., Generation]:
     """What the arguments ask for, as a function of the model and `on_step`."""
     mode = arguments.mode
+    length = 128 if arguments.max_new_tokens is None else arguments.max_new_tokens
     for name, owner in (("after", "infill"), ("draft", "refine")):
         given = getattr(arguments, name) is not None
         if given != (mode == owner):
-            has = "needs" if mode == owner else "has no"
-            raise ValueError(f"argument --mode: {mode} {has} --{name}")
+            if given:
+                raise ValueError(f"argument --{name}: needs --mode {owner}")
+            raise ValueError(f"argument --mode: {mode} needs --{name}")
     sampling = Sampling(
         temperature=arguments.temperature,
         top_k=arguments.top_k,
@@ -186,8 +190,10 @@ def _generation(
     more = {name: getattr(arguments, name) for name in ("threshold", "steps", "block_length")}
     if mode in MODES:
         options |= more | {"mode": mode, "lora": arguments.lora}
-        return partial(generate, prompt=prompt, max_new_tokens=arguments.max_new_tokens, **options)
-    refused = {"lora"} | ({"block_length"} if mode == "infill" else {"threshold", "steps"})
+        return partial(generate, prompt=prompt, max_new_tokens=length, **options)
+    refused = {"lora", "block_length"}
+    if mode == "refine":
+        refused = {"lora", "threshold", "steps", "max_new_tokens"}
     for name in sorted(refused):
         if getattr(arguments, name) is not None:
             flag = name.replace("_", "-")
@@ -197,13 +203,14 @@ def _generation(
         del options["rule"]
     other = arguments.after if mode == "infill" else arguments.draft
     if arguments.tokens is not None:
-        other = _ids(other)
+        try:
+            other = _ids(other)
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"argument --{_REVISIONS[mode]}: {error}") from None
     else:
         other = _encoded(f"--{_REVISIONS[mode]}", other, tokenizer, folder, begins=False)
     if mode == "infill":
-        return partial(
-            infill, before=prompt, length=arguments.max_new_tokens, after=other, **options
-        )
+        return partial(infill, before=prompt, length=length, after=other, **options)
     return partial(refine, prompt=prompt, draft=other, **options)
 
 

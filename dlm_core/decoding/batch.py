@@ -20,8 +20,13 @@ class Batch:
 
     Each `step` runs one forward, or one cycle of self-speculation, for every running request;
     requests that want the same kind and shape run as one batch, prompts those of equal length.
-    Requests may be submitted and cancelled between steps, and leave when they finish; between steps
-    `Request.take_new_tokens` gives what was decided. Where pages run out, the request that came
+    Requests may be submitted and cancelled between steps, and leave when they finish:
+
+        while batch.running or batch.waiting:
+            for request in batch.step():
+                print(request.take_new_tokens(), request.finished)
+
+    Where pages run out, the request that came
     last moves to host memory and goes on later. Under `invariant` numerics a request's tokens are
     the same whatever happens around it.
     """
@@ -60,8 +65,8 @@ class Batch:
     ) -> Request:
         """Queue a request; arguments are those of `generate`, which also says what is raised.
 
-        In place of `on_step`, `events=True` collects StepEvents in `Request.events`. ValueError as
-        well if the whole pool could not hold the request.
+        `numerics` is the batch's. In place of `on_step`, `events=True` collects StepEvents in
+        `Request.events`. ValueError as well if the whole pool could not hold the request.
         """
         return self.add(new_request(self.runner.model, prompt, max_new_tokens, mode, **options))
 
@@ -92,14 +97,17 @@ class Batch:
     def cancel(self, request: Request) -> None:
         """Drop a request and give its pages back; what it has generated stays readable.
 
-        Nothing happens if it is finished or was dropped before.
+        Nothing happens if it is finished or was dropped before. ValueError if it is in no queue of
+        this batch.
         """
         if request in self.running:
             self.running.remove(request)
         elif request in self.waiting:
             self.waiting.remove(request)
-        else:
+        elif isinstance(request, Request) and request.finished:
             return
+        else:
+            raise ValueError("request is not in this batch; it must have been submitted to it")
         self._leave(request)
 
     def step(self) -> list[Request]:

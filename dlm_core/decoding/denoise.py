@@ -85,8 +85,7 @@ def denoise_step(
         sureness,
         rules,
         mask_id=config.mask_token_id,
-        # If none ends the block, an id that no candidate has.
-        eos_id=config.eos_token_id if needs.eos == "ends" else config.vocab_size,
+        eos_id=config.eos_token_id if needs.eos == "ends" else None,
         token_probability=token_probability,
         noise=noise,
         error=runner.error,

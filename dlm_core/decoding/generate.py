@@ -6,7 +6,7 @@ from dlm_kernels import Rule
 
 from ..model import Model
 from .batch import Batch
-from .options import infill_request, new_request, refine_request
+from .options import DEFAULT_REFINE_RULE, infill_request, new_request, refine_request
 from .request import Request
 from .result import Generation, StepEvent
 from .sampling import Sampling
@@ -124,7 +124,7 @@ def refine(
     prompt: Sequence[int],
     draft: Sequence[int],
     *,
-    rule: Rule | str = "llada2",
+    rule: Rule | str = DEFAULT_REFINE_RULE,
     block_length: int | None = None,
     sampling: Sampling | None = None,
     numerics: str = "invariant",

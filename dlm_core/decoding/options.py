@@ -4,6 +4,7 @@ import itertools
 import math
 import operator
 from collections.abc import Sequence
+from dataclasses import fields
 
 from dlm_kernels import Rule
 from dlm_kernels.rules import rule_named
@@ -25,6 +26,7 @@ MODES = {
     "quadratic_spec": ("block_length",),
 }
 DEFAULT_RULE = "nemotron"
+DEFAULT_REFINE_RULE = "llada2"
 DEFAULT_K = 16
 
 
@@ -46,8 +48,12 @@ def new_request(
 
     events: diffusion: collect a StepEvent a step in `Request.events`.
     """
+    check_model(model)
     if not isinstance(mode, str) or mode not in MODES:
-        raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
+        raise ValueError(
+            f"mode is {mode!r}; it must be one of {', '.join(MODES)}; infill and refine are"
+            " functions of their own"
+        )
     config = model.config
     ids = checked_ids("prompt", prompt, config)
     check_int("max_new_tokens", max_new_tokens, 1, config.max_position_embeddings)
@@ -119,14 +125,15 @@ def infill_request(
     events: bool = False,
 ) -> Request:
     """A request to fill a gap; arguments and errors are those of `infill`."""
+    check_model(model)
     config = model.config
     ids = checked_ids("before", before, config)
     behind = checked_ids("after", after, config, may_be_empty=True)
     check_int("length", length, 1, MAX_BLOCK)
     if length + len(behind) > MAX_BLOCK:
         raise ValueError(
-            f"after holds {len(behind)} tokens; with a gap of {length} they must be at most"
-            f" {MAX_BLOCK}, one block"
+            f"after holds {len(behind)} tokens; behind a gap of {length} at most"
+            f" {MAX_BLOCK - length} fit, for both are one block of {MAX_BLOCK}"
         )
     check_positions(config, "after", len(ids) + length + len(behind))
     chosen = checked_rule(rule, threshold, steps, length + 1)
@@ -147,12 +154,13 @@ def refine_request(
     prompt: Sequence[int],
     draft: Sequence[int],
     *,
-    rule: Rule,
+    rule: Rule | str = DEFAULT_REFINE_RULE,
     block_length: int | None = None,
     sampling: Sampling | None = None,
     events: bool = False,
 ) -> Request:
     """A request to revise a draft; arguments and errors are those of `refine`."""
+    check_model(model)
     config = model.config
     ids, drafted = checked_ids("prompt", prompt, config), checked_ids("draft", draft, config)
     check_positions(config, "draft", len(ids) + len(drafted))
@@ -161,11 +169,12 @@ def refine_request(
     chosen = checked_rule(rule, None, None, block_length)
     if chosen.edit_steps == 0 and chosen.remask_below is None:
         raise ValueError(
-            f"rule is {chosen}; to revise a draft it must have edit_steps or remask_below"
+            f"rule is {_short(rule)}; to revise a draft it must have edit_steps or remask_below, as"
+            f" {DEFAULT_REFINE_RULE!r} has"
         )
     if chosen.logit_shift:
         raise ValueError(
-            f"rule is {chosen}; to revise a draft it must have logit_shift=0, for under a shift"
+            f"rule is {_short(rule)}; to revise a draft it must have logit_shift=0: under a shift"
             " nothing speaks of a block's first token"
         )
     parts = (drafted[i : i + block_length] for i in range(0, len(drafted), block_length))
@@ -180,10 +189,25 @@ def refine_request(
     return Request(ids, len(drafted), config.eos_token_id, way, checked_sampling(sampling))
 
 
+def _short(rule: Rule | str) -> str:
+    """A rule's name, or the fields in which it differs from the default."""
+    if isinstance(rule, str):
+        return repr(rule)
+    changed = [field for field in fields(rule) if getattr(rule, field.name) != field.default]
+    return f"Rule({', '.join(f'{each.name}={getattr(rule, each.name)!r}' for each in changed)})"
+
+
 def checked_numerics(numerics: str) -> str:
     if numerics not in NUMERICS:
         raise ValueError(f"numerics is {numerics!r}; it must be one of {', '.join(NUMERICS)}")
     return numerics
+
+
+def check_model(model: Model) -> None:
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"model is a {type(model).__name__}; it must be a Model, as load_model returns"
+        )
 
 
 def checked_ids(

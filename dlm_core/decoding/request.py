@@ -55,16 +55,17 @@ class Request:
     finished: nothing more comes; also of a cancelled one. error: what dropped it, if anything did.
     tokens: ids that are decided for good, behind the prompt, before any cut.
     phase: what it runs next; None before it is let in and once it has all its tokens.
+    events: StepEvents not yet taken, where they were asked for.
     The other fields are as in `Generation`.
     """
 
     prompt: list[int]
     max_new_tokens: int
     eos_id: int
-    mode: Mode | None  # None once finished
+    mode: Mode | None = field(repr=False)  # None once finished
     sampling: Sampling
-    context: Context | None = None
-    phase: Phase | None = None
+    context: Context | None = field(default=None, repr=False)
+    phase: Phase | None = field(default=None, repr=False)
     finished: bool = False
     error: BaseException | None = None
     tokens: list[int] = field(default_factory=list)

@@ -8,7 +8,8 @@ from .confidence import Confidence, confidence, confidence_cost
 from .cost import Cost
 from .error_word import DeviceError, new_error_word, raise_on_error
 from .linear import linear, linear_cost
-from .remask_scatter import BlockState, Noise, remask_scatter, remask_scatter_cost
+from .noise import Noise
+from .remask_scatter import BlockState, remask_scatter, remask_scatter_cost
 from .rules import RULES, Rule, RuleTable, rule_named
 
 __all__ = [

@@ -621,12 +621,14 @@ def block_attention(
         numerics: "invariant" (a row's bits depend on its own query and keys alone; in plain torch
             on a CPU, for one number of threads) or "fast".
         max_context: a bound on context_lens known to the host; default what the cache can hold. A
-            tight bound launches fewer programs. A CUDA graph keeps the bound it was captured with.
+            tight bound launches fewer programs; a longer context is cut to it and sets the error
+            word. A CUDA graph keeps the bound it was captured with.
         return_lse: also return the natural log-sum-exp of each query's scaled scores.
         error: error word to set where a context length is out of range or a page of visible keys is
             not there, int32 [1]; such a length or page is clamped.
 
-    What lies in the cache behind the keys a block may see is never read. NaN or inf among the keys
+    Tensors may have any strides, their last dimension contiguous. Nothing is written to the cache,
+    and what lies in it behind the keys a block may see is never read. NaN or inf among the keys
     and values of a causal block itself can reach its earlier queries too, and from the masks of a
     draft group the rows of other groups.
 

@@ -17,7 +17,7 @@ PAGE_OUT_OF_RANGE = 16
 
 _MEANING = {
     NAN_LOGITS: "a row of logits holds NaN",
-    LENGTH_OUT_OF_RANGE: "a context length is negative or beyond the cache",
+    LENGTH_OUT_OF_RANGE: "a context length is negative or beyond the cache or max_context",
     ID_OUT_OF_RANGE: "a token id or a banned id is outside the vocabulary",
     NO_CANDIDATE: "a block has masks left but no position with a usable candidate",
     PAGE_OUT_OF_RANGE: "a block table names a page that is not there",
@@ -29,12 +29,15 @@ class DeviceError(RuntimeError):
 
 
 def new_error_word(device: torch.device | str) -> Tensor:
-    """A cleared error word: int32 [1]."""
+    """A cleared error word: int32 [1]. Ops only set bits; `word.zero_()` clears them."""
     return torch.zeros(1, dtype=torch.int32, device=device)
 
 
 def raise_on_error(word: Tensor | int) -> None:
-    """Raise DeviceError naming every set bit of an int, or of a word [1], which is read back."""
+    """Raise DeviceError naming every set bit of an int, or of a word [1], which is read back.
+
+    The word stays as it is.
+    """
     if isinstance(word, Tensor):
         check_error_word(word, word.device)
     bits = int(word)

@@ -188,7 +188,8 @@ def linear(x: Tensor, weight: Tensor, *, numerics: str = "invariant") -> Tensor:
 
     Args:
         x: bfloat16, float16 or float32 [..., in_features].
-        weight: [out_features, in_features] in x's dtype; rows may lie any distance apart.
+        weight: [out_features, in_features] in x's dtype; rows may lie any distance apart, each of
+            them contiguous.
         numerics: "invariant", or "fast": torch's product, whose bits may depend on the number of
             rows. Sums are taken in float32 either way.
 

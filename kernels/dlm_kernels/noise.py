@@ -6,6 +6,8 @@ depends neither on its batch nor on its order. Kernels call `triton.language.phi
 counter and get the same words.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -44,6 +46,34 @@ def philox(seed: Tensor, element: Tensor, position: Tensor, step: Tensor, stream
 def uniform(words: Tensor) -> Tensor:
     """float32 strictly between 0 and 1, in steps of 2**-23, of `words` from `philox`."""
     return ((words >> 9).float() + 0.5) * 2.0**-23
+
+
+def random_ids(words: Tensor, vocab_size: int, mask_id: int) -> Tensor:
+    """int64 ids below `vocab_size` of `words` from `philox`, none of them `mask_id`."""
+    ids = words % vocab_size
+    return torch.where(ids == mask_id, (mask_id + 1) % vocab_size, ids)
+
+
+class Noise(NamedTuple):
+    """What a batch's random confidences and random ids are drawn from.
+
+    Attributes:
+        seed: int64 [batch], one a request.
+        position: int32 [batch]: where the block's first token stands in the request.
+        vocab_size: random ids are below it.
+    """
+
+    seed: Tensor
+    position: Tensor
+    vocab_size: int
+
+    def canvas(self, block: int, mask_id: int) -> Tensor:
+        """Random ids int32 [batch, block] other than `mask_id`: where rules that renoise start."""
+        place = self.position[:, None] + torch.arange(block, device=self.position.device)
+        # Steps draw element 0 of each position.
+        element, step = torch.ones_like(place), torch.zeros_like(place)
+        words = philox(self.seed[:, None], element, place, step, RENOISE)
+        return random_ids(words, self.vocab_size, mask_id).int()
 
 
 def _multiply(word: Tensor, factor: int) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from . import error_word, launch, reference, rules, torch_backend
 from .backend import backend_for, contents_checked
 from .cost import Cost
-from .noise import RANDOM_CONFIDENCE, RENOISE, philox
+from .noise import RANDOM_CONFIDENCE, RENOISE, Noise
 from .rules import Rule, RuleTable, table_of
 from .validate import ID_DTYPES, MAX_BLOCK, check_int, check_tensor
 
@@ -53,16 +53,30 @@ _REVISE = tl.constexpr(rules.COUNTS.index("revise"))
 
 
 class BlockState(NamedTuple):
-    """Where each request's block stands; all on one device, contiguous, updated in place."""
+    """Where each request's block stands; all on one device, contiguous, updated in place.
 
-    tokens: Tensor  # int32 or int64 [batch, block]; the mask id where undecided
-    fixed: Tensor  # bool [batch, block]: given and never changed, as a prompt is; only read
-    commit_step: Tensor  # int32 [batch, block]: the step that last decided a position, or -1
-    commit_confidence: Tensor  # float32 [batch, block]: with what confidence; 0 where none did
-    masks_left: Tensor  # int32 [batch]: undecided positions, also where rules have no mask token
-    step: Tensor  # int32 [batch]: denoising steps taken
-    edit_step: Tensor  # int32 [batch]: how many of them began with nothing left to decide
-    done: Tensor  # bool [batch]: nothing left to do in this block
+    Attributes:
+        tokens: int32 or int64 [batch, block]; the mask id where undecided.
+        fixed: bool [batch, block]: given and never changed, as a prompt is; only read.
+        commit_step: int32 [batch, block]: the step that last decided a position, or -1.
+        commit_confidence: float32 [batch, block]: with what confidence; 0 where none did.
+        masks_left: int32 [batch]: undecided positions, also where rules have no mask token.
+        step: int32 [batch]: denoising steps taken.
+        edit_step: int32 [batch]: how many of them began with nothing left to decide.
+        done: bool [batch]: nothing left to do in this block.
+
+    A slot takes its next block by copying the fields of a new `start` into its row, also between
+    replays of a captured graph.
+    """
+
+    tokens: Tensor
+    fixed: Tensor
+    commit_step: Tensor
+    commit_confidence: Tensor
+    masks_left: Tensor
+    step: Tensor
+    edit_step: Tensor
+    done: Tensor
 
     @classmethod
     def start(
@@ -105,22 +119,6 @@ class BlockState(NamedTuple):
             edit_step=torch.zeros_like(masks_left),
             done=fixed.all(1),
         )
-
-
-class Noise(NamedTuple):
-    """What random confidences and random ids are drawn from: see `noise.py`."""
-
-    seed: Tensor  # int64 [batch]
-    position: Tensor  # int32 [batch]: where the block's first token stands in the request
-    vocab_size: int  # random ids are below it
-
-    def canvas(self, block: int, mask_id: int) -> Tensor:
-        """Random ids int32 [batch, block] other than `mask_id`: where rules that renoise start."""
-        place = self.position[:, None] + torch.arange(block, device=self.position.device)
-        # Steps draw element 0 of each position.
-        element, step = torch.ones_like(place), torch.zeros_like(place)
-        words = philox(self.seed[:, None], element, place, step, RENOISE)
-        return torch_backend.random_ids(words, self.vocab_size, mask_id).int()
 
 
 def remask_scatter_cost(batch: int, block: int, *, token_itemsize: int = 4) -> Cost:
@@ -485,7 +483,7 @@ def remask_scatter(
     rule: Rule | RuleTable,
     *,
     mask_id: int,
-    eos_id: int,
+    eos_id: int | None = None,
     token_probability: Tensor | None = None,
     noise: Noise | None = None,
     error: Tensor | None = None,
@@ -500,7 +498,10 @@ def remask_scatter(
         confidence: float32 [batch, block]: what the rule's `confidence` names; higher is surer. NaN
             is never committed.
         rule: one `Rule` for the batch, or a `RuleTable` with a row for each request.
-        mask_id, eos_id: token ids.
+        mask_id: the mask token's id.
+        eos_id: a block is also done once this id stands outside `fixed` with nothing undecided
+            before it; what is undecided behind it stays so, and `masks_left` counts it. None: no id
+            ends a block.
         token_probability: float32 [batch, block]: how likely the token that stands at a position
             now is there; needed if a rule has `remask_below`. NaN is never remasked.
         noise: needed if a rule draws confidences or renoises.
@@ -531,7 +532,8 @@ def remask_scatter(
     ):
         _check_contiguous(name, tensor, wanted, dtype, device)
     check_int("mask_id", mask_id, 0, 2**31 - 1)
-    check_int("eos_id", eos_id, 0, 2**31 - 1)
+    if eos_id is not None:
+        check_int("eos_id", eos_id, 0, 2**31 - 1)
     if mask_id == eos_id:
         raise ValueError(f"eos_id is {eos_id}, the mask id; the two must differ")
     error_word.check_error_word(error, device)
@@ -552,9 +554,9 @@ def remask_scatter(
     vocab_size = 1
     if table.uses_noise:
         if not isinstance(noise, Noise):
-            raise TypeError(
-                f"noise is a {type(noise).__name__}; it must be a Noise, for a rule draws "
-                "confidences or renoises"
+            kind = ValueError if noise is None else TypeError
+            raise kind(
+                f"noise is {noise!r}; it must be a Noise, for a rule draws confidences or renoises"
             )
         seed, position, vocab_size = noise
         _check_contiguous("noise.seed", seed, (batch,), torch.int64, device)
@@ -563,5 +565,5 @@ def remask_scatter(
 
     _remask_scatter_op(
         *state, candidate, confidence, table.numbers, table.counts, token_probability, seed,
-        position, vocab_size, mask_id, eos_id, error,
+        position, vocab_size, mask_id, -1 if eos_id is None else eos_id, error,
     )  # fmt: skip

@@ -156,12 +156,22 @@ class Rule:
 
 
 class RuleTable(NamedTuple):
-    """The rules of a batch on the device, one row a request; see `pack`."""
+    """The rules of a batch on the device, one row a request; see `pack`.
 
-    numbers: Tensor  # float32 [batch, 5], the columns NUMBERS
-    counts: Tensor  # int32 [batch, 7], the columns COUNTS
-    uses_noise: bool  # some rule draws confidences or renoises
-    uses_token_probability: bool  # some rule remasks
+    Attributes:
+        numbers: float32 [batch, 5], the columns NUMBERS of this module.
+        counts: int32 [batch, 7], the columns COUNTS.
+        uses_noise: some rule draws confidences or renoises.
+        uses_token_probability: some rule remasks.
+
+    A captured graph reads the two tensors in place: copy another table into them to change rules.
+    The two flags are fixed at capture.
+    """
+
+    numbers: Tensor
+    counts: Tensor
+    uses_noise: bool
+    uses_token_probability: bool
 
     @classmethod
     def pack(cls, rules: Sequence[Rule], device: torch.device | str) -> "RuleTable":
@@ -305,7 +315,10 @@ RULES = {preset.__name__: preset() for preset in _PRESETS}
 
 
 def rule_named(name: str) -> Rule:
-    """The preset of this name; `dataclasses.replace` changes its fields. Raises ValueError."""
+    """The preset of this name, one of those in RULES; `dataclasses.replace` changes its fields.
+
+    Each is a function of this module, whose docstring names the source. Raises ValueError.
+    """
     if name not in RULES:
         raise ValueError(f"rule is {name!r}; it must be one of {', '.join(RULES)}")
     return RULES[name]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import error_word
-from .noise import RANDOM_CONFIDENCE, RENOISE, philox, uniform
+from .noise import RANDOM_CONFIDENCE, RENOISE, philox, random_ids, uniform
 from .rules import ENTROPY_UNITS
 
 # Of invariant attention: positions and keys a tile.
@@ -350,9 +350,3 @@ def _settled(tokens: Tensor, may_end: Tensor, undecided: Tensor, eos_id: int) ->
     """bool [batch]: nothing is undecided, or nothing before the first EOS that `may_end`."""
     none_before = undecided.cumsum(1) == 0
     return ~undecided.any(1) | (may_end & (tokens == eos_id) & none_before).any(1)
-
-
-def random_ids(words: Tensor, vocab_size: int, mask_id: int) -> Tensor:
-    """int64 ids below `vocab_size` of `words` from `philox`, none of them `mask_id`."""
-    ids = words % vocab_size
-    return torch.where(ids == mask_id, (mask_id + 1) % vocab_size, ids)

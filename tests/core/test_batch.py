@@ -278,6 +278,11 @@ def test_bad_requests_change_nothing(model: Model) -> None:
         with pytest.raises(ValueError, match=message):
             batch.submit(*arguments, **options)
     assert not batch.running and not batch.waiting and batch.pool.n_free == 4
+    other = Batch(model, pages=4, page_size=16).submit([4, 5], 8)
+    with pytest.raises(ValueError, match="request is not in this batch"):
+        batch.cancel(other)
+    with pytest.raises(TypeError, match="model is a str; it must be a Model"):
+        generate("tiny-a", [4, 5], 8)
     with pytest.raises(ValueError, match="numerics is 'exact'"):
         Batch(model, pages=1, numerics="exact")
 

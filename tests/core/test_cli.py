@@ -60,6 +60,25 @@ def test_generate_samples(golden: Path, capsys: pytest.CaptureFixture) -> None:
         assert shown["tokens"] == expected.tokens
 
 
+def test_text_inside_a_sequence_begins_with_no_bos(
+    checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    tokenizers = pytest.importorskip("tokenizers", reason="text prompts need tokenizers")
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({f"w{i}": i for i in range(67)}, unk_token="w0")
+    )
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.post_processor = tokenizers.processors.TemplateProcessing(
+        single="w1 $A", special_tokens=[("w1", 1)]
+    )
+    words.save(str(checkpoint / "tokenizer.json"))
+    common = ["--mode", "infill", "--max-new-tokens", "2", "--json"]
+    cli.main(["generate", str(checkpoint), "--prompt", "w8 w11", "--after", "w20 w23", *common])
+    by_text = closing_line(capsys.readouterr().out)
+    cli.main(["generate", str(checkpoint), "--tokens", "1 8 11", "--after", "20 23", *common])
+    assert by_text["tokens"] == closing_line(capsys.readouterr().out)["tokens"]
+
+
 def test_generate_fills_a_gap_and_refines(golden: Path, capsys: pytest.CaptureFixture) -> None:
     model = load_model(golden / "tiny-a")
     gap = ["--mode", "infill", "--max-new-tokens", "3", "--after", "29 32 35"]
@@ -143,15 +162,28 @@ def test_terminal_shows_the_block_filling(
         (["generate", "{tiny}/absent", "--tokens", "1"], "absent/config.json cannot be read"),
         (["generate", "{tiny}", "--tokens", "1", "--rule", "greedy"], "--rule"),
         (["generate", "{tiny}", "--tokens", "1", "--mode", "infill"], "infill needs --after"),
-        (["generate", "{tiny}", "--tokens", "1", "--draft", "4"], "diffusion has no --draft"),
+        (
+            ["generate", "{tiny}", "--tokens", "1", "--draft", "4"],
+            "argument --draft: needs --mode refine",
+        ),
         (
             ["generate", "{tiny}", "--tokens", "1", "--mode", "infill", "--after", "4 x"],
-            "'4 x' is not a list of integer ids",
+            "argument --after: '4 x' is not a list of integer ids",
         ),
         (
             ["generate", "{tiny}", "--tokens", "1", "--mode", "refine", "--draft", "4"]
             + ["--steps", "3"],
             "--steps: refine has none",
+        ),
+        (
+            ["generate", "{tiny}", "--tokens", "1", "--mode", "refine", "--draft", "4"]
+            + ["--max-new-tokens", "3"],
+            "--max-new-tokens: refine has none",
+        ),
+        (
+            ["generate", "{tiny}", "--tokens", "1", "--mode", "refine", "--draft", "4"]
+            + ["--rule", "sdar"],
+            "rule is 'sdar'; to revise a draft it must have edit_steps",
         ),
         (["generate", "{tiny}", "--tokens", "1", "--top-p", "0.9"], "top_p is 0.9 beside"),
         (["generate", "{tiny}", "--tokens", "1", "--temperature", "-1"], "temperature is -1"),

@@ -87,7 +87,7 @@ def test_a_gap_may_be_as_long_as_a_block(model: Model) -> None:
         ({"after": [67]}, "after holds 67; ids must be in [0, 67)"),
         ({"length": 0}, "length is 0"),
         ({"length": 257}, "length is 257"),
-        ({"length": 252}, "after holds 5 tokens; with a gap of 252 they must be at most 256"),
+        ({"length": 252}, "after holds 5 tokens; behind a gap of 252 at most 4 fit"),
         ({"before": [4] * 761}, "after ends at position 769; the model has 768"),
         ({"rule": "nemo"}, "rule is 'nemo'; it must be one of nemotron, llada"),
         ({"rule": "llada", "steps": 2}, "rule is llada beside steps=2"),
@@ -149,7 +149,7 @@ def test_an_eos_in_a_draft_is_a_token_like_any_other(model: Model) -> None:
 
 
 def test_refine_needs_a_rule_that_revises(model: Model) -> None:
-    with pytest.raises(ValueError, match="to revise a draft it must have edit_steps or remask"):
+    with pytest.raises(ValueError, match="rule is 'nemotron'; to revise a draft it must have edit"):
         refine(model, PROMPT, [4, 5], rule="nemotron")
     with pytest.raises(ValueError, match="to revise a draft it must have logit_shift=0"):
         refine(model, PROMPT, [4, 5], rule=replace(RULES["dream"], remask_below=0.5))

@@ -220,6 +220,13 @@ def test_masks_behind_an_eos_are_filled_while_one_is_before_it(
     assert state.masks_left.tolist() == [1]
 
 
+def test_no_id_ends_a_block_without_an_eos_id(backend: str, op_device: str) -> None:
+    state = state_of([[M, M, M]], op_device)
+    candidate = torch.tensor([[EOS, 2, 3]], dtype=torch.int32, device=op_device)
+    remask_scatter(state, candidate, torch.ones(1, 3, device=op_device), Rule(), mask_id=MASK)
+    assert (state.tokens.tolist(), state.done.tolist()) == ([[EOS, M, M]], [False])
+
+
 def test_start() -> None:
     tokens = torch.tensor([[M, 1, M], [1, 2, 3], [M, M, M]])
     state = BlockState.start(tokens, MASK)

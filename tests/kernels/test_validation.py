@@ -380,9 +380,9 @@ REMASK_ERRORS = {
         r"token_probability has shape \[2, 3\]",
     ),
     "no-noise-for-random": (
-        {"rule": Rule(confidence="random")}, TypeError, "noise is a NoneType; it must be a Noise",
+        {"rule": Rule(confidence="random")}, ValueError, "noise is None; it must be a Noise",
     ),
-    "no-noise-for-renoise": ({"rule": Rule(renoise=True)}, TypeError, "noise is a NoneType"),
+    "no-noise-for-renoise": ({"rule": Rule(renoise=True)}, ValueError, "noise is None"),
     "noise-seed-int32": (noisy(seed=ints(2)), TypeError, "noise.seed is torch.int32; .*int64"),
     "noise-seed-shape": (
         noisy(seed=ints(1, dtype=I64)), ValueError, r"noise.seed has shape \[1\]; .*\[2\]",
