@@ -37,8 +37,11 @@ def blocks_of(model: Model, seeds: torch.Tensor) -> BlockState:
     return BlockState.start(tokens, mask_id)
 
 
-def step(runner: Runner, cache: KVCache, state: BlockState) -> None:
-    rule, sampling, batch = Rule(threshold=0.9), Sampling(), len(state.tokens)
+NEMOTRON = Rule(threshold=0.9)
+
+
+def step(runner: Runner, cache: KVCache, state: BlockState, rule: Rule = NEMOTRON) -> None:
+    sampling, batch = Sampling(), len(state.tokens)
     rules = RuleTable.pack([rule] * batch, state.tokens.device)
     table = SamplingTable.pack([sampling] * batch, state.tokens.device)
     denoise_step(runner, cache, state, Needs.of(rule, sampling), rules, table)
@@ -75,6 +78,50 @@ def test_done_request_is_left_as_it_is(golden: Path, device: str) -> None:
         assert torch.equal(old[1], new[1]), name
     masks_left = dict(zip(BlockState._fields, before, strict=True))["masks_left"]
     assert (state.masks_left[[0, 2]] < masks_left[[0, 2]]).all()
+
+
+def plain_logits(model: Model, cache: KVCache, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits of a denoising forward, the mask id banned."""
+    logits = model.logits(model(tokens, cache, causal=False))
+    logits[:, :, model.config.mask_token_id] = -torch.inf
+    return logits
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_shift_takes_candidates_from_the_logits_before(
+    shift: int, golden: Path, device: str
+) -> None:
+    """All masks are committed at once: each to the likeliest id at its place less the shift."""
+    model = load_model(golden / "tiny-a", device=device)
+    cache, seeds = context_of(model, CONTEXT_LENGTHS)
+    state = blocks_of(model, seeds)
+    best = plain_logits(model, cache, state.tokens).argmax(-1)
+    step(Runner.of(model), cache, state, Rule(threshold=0.0, logit_shift=shift))
+    assert torch.equal(state.tokens[:, :1], seeds)
+    assert state.tokens[:, 1:].tolist() == best[:, 1 - shift : BLOCK - shift].tolist()
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_remasking_reads_the_logits_that_speak_of_a_token(
+    shift: int, golden: Path, device: str
+) -> None:
+    model = load_model(golden / "tiny-a", device=device)
+    cache, seeds = context_of(model, CONTEXT_LENGTHS)
+    tokens = 4 + torch.arange(BLOCK, dtype=torch.int32, device=device).repeat(3, 1)
+    tokens[:, :1] = seeds
+    none = torch.zeros_like(tokens, dtype=torch.bool)
+    fixed = none.clone()
+    fixed[:, 0] = True
+    # The mask id is not banned from the probability of what stands.
+    p = model.logits(model(tokens, cache, causal=False)).softmax(-1)
+    rows = torch.arange(1, BLOCK, device=device) - shift
+    standing = p[:, rows].gather(-1, tokens[:, 1:, None].long())[:, :, 0]
+    ranked = standing.flatten().sort().values
+    bound = ranked[9:11].mean().item()  # between two of them, so that rounding decides nothing
+    mask_id = model.config.mask_token_id
+    state = BlockState.start(tokens.clone(), mask_id, undecided=none, fixed=fixed)
+    step(Runner.of(model), cache, state, Rule(remask_below=bound, logit_shift=shift))
+    assert (state.tokens[:, 1:] == mask_id).tolist() == (standing < bound).tolist()
 
 
 @pytest.mark.gpu
