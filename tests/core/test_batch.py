@@ -409,7 +409,7 @@ def test_a_step_waits_for_the_device_once(kind: str) -> None:
         if batch.runner.graphs:
             torch.cuda.set_sync_debug_mode("error")
         try:
-            for _ in range(40):
+            for _ in range(8):
                 batch.step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
