@@ -19,7 +19,8 @@ from .rules import ENTROPY_UNITS
 # Of invariant attention: positions and keys a tile.
 _TILE_ROWS, _TILE_KEYS = 16, 64
 
-LINEAR_ROWS = 32  # rows a matrix product, always: its rounding depends on their number
+_LINEAR_ROWS = 32  # rows a matrix product, always: its rounding depends on their number
+_CACHED_WEIGHTS = 2**20
 
 
 def block_attention(
@@ -180,12 +181,16 @@ def _tiles_of(segment: _Segment, rows: int) -> Iterator[_Segment]:
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     rows = x.shape[0]
     padded = x
-    if rows % LINEAR_ROWS:
-        padded = F.pad(x, (0, 0, 0, -rows % LINEAR_ROWS))
-    groups = padded.split(LINEAR_ROWS)
+    if rows % _LINEAR_ROWS:
+        padded = F.pad(x, (0, 0, 0, -rows % _LINEAR_ROWS))
     out = x.new_empty((len(padded), weight.shape[0]))
-    for n, group in enumerate(groups):
-        torch.mm(group, weight.T, out=out[n * LINEAR_ROWS : (n + 1) * LINEAR_ROWS])
+    # As many features at a time as stay in a cache while all rows pass by.
+    features = max(64, _CACHED_WEIGHTS // weight.shape[1])
+    for begin in range(0, weight.shape[0], features):
+        part = weight[begin : begin + features].T
+        for first in range(0, len(padded), _LINEAR_ROWS):
+            at = slice(first, first + _LINEAR_ROWS)
+            torch.mm(padded[at], part, out=out[at, begin : begin + features])
     return out[:rows]
 
 

@@ -18,6 +18,7 @@ SHAPES = [
     pytest.param(33, 100, 130, id="33-rows-odd-sizes"),
     pytest.param(7, 1000, 70, id="two-segments-odd-length"),
     pytest.param(40, 1536, 40, id="three-segments"),
+    pytest.param(33, 1536, 700, id="two-parts-of-the-weight-in-torch"),
 ]
 
 
@@ -55,7 +56,7 @@ def test_matches_the_reference(
 
 @pytest.mark.parametrize("backend_name", ["triton", "torch"])
 @pytest.mark.parametrize(
-    ("in_features", "out_features"), [(48, 67), (1000, 70), (512, 96)], ids=str
+    ("in_features", "out_features"), [(48, 67), (1000, 70), (512, 96), (1536, 700)], ids=str
 )
 def test_a_row_has_the_same_bits_whatever_rows_go_with_it(
     in_features: int,
