@@ -17,7 +17,6 @@ from .decoding import (
     stream,
 )
 from .model import Model
-from .paged_cache import PagePool
 
 __all__ = [
     "PRESETS",
@@ -28,7 +27,6 @@ __all__ = [
     "KVCache",
     "Model",
     "ModelConfig",
-    "PagePool",
     "Request",
     "RopeConfig",
     "Rule",

@@ -21,7 +21,7 @@ from dlm_kernels.validate import NUMERICS
 from .checkpoint import load_model
 from .config import PRESETS, STORED_DTYPES, ModelConfig
 from .decoding import Generation, Sampling, StepEvent, generate, infill, refine
-from .decoding.options import DEFAULT_REFINE_RULE, DEFAULT_RULE, MODES
+from .decoding.new_request import DEFAULT_REFINE_RULE, DEFAULT_RULE, MODES
 from .model import Model
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from dlm_kernels.backend import backend_for, contents_checked
 
 from ..model import Model
 from ..paged_cache import Context, OutOfPages, PagePool
-from .options import checked_numerics, infill_request, new_request, refine_request
+from .new_request import checked_numerics, infill_request, new_request, refine_request
 from .request import Request
 from .runner import Runner
 
@@ -81,7 +81,7 @@ class Batch:
         return self.add(refine_request(self.runner.model, prompt, draft, **options))
 
     def add(self, request: Request) -> Request:
-        """Queue a request made by `dlm_core.decoding.options`, once; returns it."""
+        """Queue a request made by `dlm_core.decoding.new_request`, once; returns it."""
         if request.finished or request.context is not None or request in self.waiting:
             raise ValueError("request was added before; it must be a new one")
         pages = self.pool.pages_for(request.mode.longest)
@@ -130,7 +130,7 @@ class Batch:
         for (run, _), requests in together.items():
             try:
                 run(self.runner, requests)
-            except BaseException as error:
+            except BaseException as error:  # an interrupt too leaves them half advanced
                 for request in requests:
                     request.error = error
                     self.cancel(request)

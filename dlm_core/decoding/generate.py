@@ -6,7 +6,7 @@ from dlm_kernels import Rule
 
 from ..model import Model
 from .batch import Batch
-from .options import DEFAULT_REFINE_RULE, infill_request, new_request, refine_request
+from .new_request import DEFAULT_REFINE_RULE, infill_request, new_request, refine_request
 from .request import Request
 from .result import Generation, StepEvent
 from .sampling import Sampling

@@ -188,24 +188,18 @@ class CapturedWork:
             self._graph, self._host, self._copied = graph, host, torch.cuda.Event()
             self.first_shape = first.shape
 
-    def _copy_in(self, tensors: Sequence[Tensor]) -> None:
-        for mine, theirs in zip(self._inputs, tensors, strict=True):
-            mine.copy_(theirs, non_blocking=True)
-
     def replay(self, tensors: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The first output, flat with the error word behind it, on the host; and the others."""
-        self._copy_in(tensors)
+        for mine, theirs in zip(self._inputs, tensors, strict=True):
+            mine.copy_(theirs, non_blocking=True)
+        # The buffers are for the next replay, whoever it serves, so what leaves is copied.
         if self._graph is None:
-            first, *self._others = self._call(self._runner, *self._inputs)
+            first, *others = self._call(self._runner, *self._inputs)
             self.first_shape = first.shape
-            self._host = self._runner._with_error(first)
-        else:
-            self._graph.replay()
-            self._copied.record()
-        # The buffers are for the next replay, whoever it serves.
+            return self._runner._with_error(first), tuple(tensor.clone() for tensor in others)
+        self._graph.replay()
+        self._copied.record()
         others = tuple(tensor.clone() for tensor in self._others)
-        if self._graph is None:
-            return self._host, others
         self._copied.synchronize()
         return self._host.clone(), others
 

@@ -53,6 +53,8 @@ def test_quick_run_leaves_a_whole_record(tmp_path: Path, capsys, small_ceilings:
     assert "tiny-a" in record.models and len(record.models) == 2
     steps = [row for row in record.rows if row.name == DENOISING_STEP]
     assert closing["steps"][0]["ms"] == pytest.approx(1e3 * steps[-1].timing.median, abs=1e-3)
+    # What invariance costs stands beside each step.
+    assert all("ours, fast numerics" in [peer.name for peer in row.peers] for row in steps)
     # Every peer either ran, after its result was found to be ours, or says why not.
     reasons = [peer.refused for row in record.rows for peer in row.peers if peer.refused]
     assert not any("differs" in reason for reason in reasons), reasons

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dlm_core import Sampling, cli, generate, infill, load_model, refine
-from dlm_core.decoding.options import MODES
+from dlm_core.decoding.new_request import MODES
 from dlm_kernels.rules import RULES
 
 PROMPT = "91 93"

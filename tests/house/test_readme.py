@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dlm_core.decoding.options import MODES
+from dlm_core.decoding.new_request import MODES
 from dlm_kernels.rules import RULES
 
 ROOT = Path(__file__).parents[2]
