@@ -1,7 +1,7 @@
 # `make` lists the verbs. Settings, given on the command line:
 #   VENV=0          run PYTHON with what it has: nothing is installed, no network is used
 #   PYTHON=python3  the Python to run, or to make .venv with
-#   ARGS="..."      passed on to `dlm bench` and `dlm roofline`
+#   ARGS="..."      passed on to `dlm bench`, `dlm train`, `dlm quality` and `dlm roofline`
 VENV = .venv
 PYTHON = python3
 ARGS =
@@ -14,7 +14,7 @@ run = $(VENV)/bin/python
 needs = $(VENV)/.installed-$(1)
 endif
 
-.PHONY: help setup test gpu-check lint bench roofline readme clean
+.PHONY: help setup test gpu-check lint bench train quality roofline readme clean
 
 help: ## List these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,12 @@ lint: $(call needs,lint) ## Check style and formatting with ruff
 
 bench: $(call needs,bench) ## Measure ceilings, ops and denoising steps on this machine's device, into out/
 	@$(run) -m dlm_core.cli bench $(ARGS)
+
+train: $(call needs,bench) ## Train the small model, into out/train/; goes on where it was interrupted
+	@$(run) -m dlm_core.cli train $(ARGS)
+
+quality: $(call needs,bench) ## Measure quality beside speed, for every mode and rule, into out/quality/
+	@$(run) -m dlm_core.cli quality $(ARGS)
 
 roofline: $(call needs,bench) ## Redraw the pictures from records alone
 	@$(run) -m dlm_core.cli roofline $(ARGS)

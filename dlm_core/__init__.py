@@ -3,7 +3,7 @@
 from dlm_kernels import RULES, DeviceError, Rule
 
 from .cache import KVCache
-from .checkpoint import load_model, random_model
+from .checkpoint import SMALL_MODEL, load_model, random_model
 from .config import PRESETS, ModelConfig, RopeConfig
 from .decoding import (
     Batch,
@@ -21,6 +21,7 @@ from .model import Model
 __all__ = [
     "PRESETS",
     "RULES",
+    "SMALL_MODEL",
     "Batch",
     "DeviceError",
     "Generation",

@@ -5,16 +5,23 @@ model.safetensors.index.json, and perhaps a draft LoRA. Names, shapes and dtypes
 the config before a weight is read; weights then stream in one tensor at a time.
 """
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from dlm_kernels.validate import FLOAT_DTYPES, check_int
 
 from . import draft_lora
 from .config import PRESETS, ModelConfig
 from .model import Device, Linear, Model, RMSNorm
-from .weight_files import check_headers, files_of, opened
+from .weight_files import SINGLE_FILE, check_headers, check_names, files_of, opened
+from .whole_file import write_whole
+
+# Folder of the small trained model that comes with dlm-kernels, for `load_model`.
+SMALL_MODEL = Path(__file__).parent / "small_model"
 
 
 def load_model(
@@ -52,6 +59,22 @@ def load_model(
     if lora is not None:
         lora.merge_into(model)
     return model
+
+
+def save_weights(folder: str | Path, config: ModelConfig, weights: dict[str, Tensor]) -> None:
+    """Write config.json and model.safetensors, as `load_model` reads them.
+
+    Args:
+        folder: is made if need be; files of these names in it are replaced.
+        weights: every parameter of `Model(config)` by name; they are stored in its torch_dtype.
+    """
+    folder, dtype = Path(folder), getattr(torch, config.torch_dtype)
+    expected = dict(Model(config, device="meta", dtype=dtype).named_parameters())
+    check_names(folder, "the config", set(expected), set(weights))
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = {name: weights[name].detach().to("cpu", dtype).contiguous() for name in expected}
+    save_file(stored, folder / SINGLE_FILE, metadata={"format": "pt"})
+    write_whole(folder / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
 
 
 def random_model(

@@ -1,8 +1,9 @@
-"""The `dlm` command: generate from a checkpoint, bench, draw rooflines, say what is here."""
+"""The `dlm` command: generate, train, measure speed and quality, say what is here."""
 
 import argparse
 import importlib.metadata
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from dlm_kernels.backend import backend_for
 from dlm_kernels.rules import RULES
 from dlm_kernels.validate import NUMERICS
 
-from .checkpoint import load_model
+from .checkpoint import SMALL_MODEL, load_model
 from .config import PRESETS, STORED_DTYPES, ModelConfig
 from .decoding import Generation, Sampling, StepEvent, generate, infill, refine
 from .decoding.new_request import DEFAULT_REFINE_RULE, DEFAULT_RULE, MODES
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 # Modes beside those of `generate`, each with the option that it needs.
 _REVISIONS = {"infill": "after", "refine": "draft"}
+_DENOISING = ("diffusion", *_REVISIONS)
+# What shows a character that has no ink, or would move a terminal's cursor.
+_VISIBLE = dict.fromkeys([*range(32), 127], "�") | str.maketrans(" \n\t", "␣↵⇥")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,9 +45,17 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status, and exits with 2 on a user's error."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    # These two have options of their own, and packages that need not be there.
+    # These have options of their own, and packages that need not be there.
     if argv[:1] == ["bench"]:
         from dlm_bench import run
+
+        return run.main(argv[1:])
+    if argv[:1] == ["quality"]:
+        from dlm_bench.quality import run
+
+        return run.main(argv[1:])
+    if argv[:1] == ["train"]:
+        from .training import run
 
         return run.main(argv[1:])
     if argv[:1] == ["roofline"]:
@@ -64,7 +76,14 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("generate", help="generate tokens from a checkpoint")
     command.set_defaults(run=_generate, parser=command)
-    command.add_argument("folder", metavar="FOLDER", help="config.json and safetensors")
+    command.add_argument(
+        "folder",
+        metavar="FOLDER",
+        nargs="?",
+        type=Path,
+        default=SMALL_MODEL,
+        help="config.json and safetensors; default: the small model that comes with dlm-kernels",
+    )
     prompt = command.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--tokens", type=_ids, metavar='"ID ID ..."', help="prompt as token ids")
     prompt.add_argument("--prompt", metavar="TEXT", help="prompt as text; needs tokenizer.json")
@@ -107,15 +126,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--device", type=_device, help="default: cuda where there is one, or cpu")
     command.add_argument("--dtype", choices=STORED_DTYPES, help="default: as stored")
+    command.add_argument(
+        "--trace",
+        type=Path,
+        metavar="PICTURE",
+        help="draw how the tokens came into a .png, .svg or .pdf; not for autoregressive",
+    )
     command.add_argument("--json", action="store_true", help="print the closing JSON line alone")
 
     commands.add_parser("bench", help="measure ceilings, ops and denoising steps", add_help=False)
+    commands.add_parser("train", help="train the small model, or one of yours", add_help=False)
+    commands.add_parser("quality", help="measure quality beside speed", add_help=False)
     commands.add_parser("roofline", help="redraw the pictures from records", add_help=False)
 
     command = commands.add_parser("info", help="versions, devices, and the size of a model")
     command.set_defaults(run=_info, parser=command)
     command.add_argument(
-        "model", nargs="?", metavar="MODEL", help=f"a checkpoint folder or {', '.join(PRESETS)}"
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help=f"a checkpoint folder, small (the one that comes with this), {', '.join(PRESETS)}",
     )
     return parser
 
@@ -124,19 +154,28 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    folder = Path(arguments.folder)
+    folder = arguments.folder
     device = arguments.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        _check_folder(folder)
         tokenizer = _tokenizer(folder)
         prompt = arguments.tokens
         if prompt is None:
             prompt = _encoded("--prompt", arguments.prompt, tokenizer, folder)
         run = _generation(arguments, prompt, tokenizer, folder)
+        if arguments.trace is not None:
+            _check_trace(arguments.trace, arguments.mode)
         dtype = arguments.dtype and getattr(torch, arguments.dtype)
         model = load_model(folder, device=device, dtype=dtype)
-        with _live_blocks(model, tokenizer, arguments) as on_step:
+        events: list[StepEvent] = []
+        with _live_blocks(model, tokenizer, arguments) as show:
+
+            def on_step(event: StepEvent) -> None:
+                events.append(event)
+                show(event)
+
             start = time.perf_counter()
-            generation = run(model, on_step=on_step)
+            generation = run(model, on_step=on_step if arguments.mode in _DENOISING else None)
             seconds = time.perf_counter() - start
     except (TypeError, ValueError, MemoryError) as error:
         arguments.parser.error(str(error))
@@ -162,8 +201,24 @@ def _generate(arguments: argparse.Namespace) -> int:
         if generation.tpf is not None:
             print(f"TPF      {generation.tpf:.2f} tokens a forward, the prefill not counted")
         print(f"time     {seconds:.3f} s")
+    if arguments.trace is not None:
+        try:
+            _draw_trace(arguments, model, tokenizer, generation, events)
+        except OSError as error:
+            arguments.parser.exit(1, f"{arguments.parser.prog}: argument --trace: {error}\n")
+        if not arguments.json:
+            print(f"trace    {arguments.trace}")
     print(json.dumps(summary))
     return 0
+
+
+def _check_folder(folder: Path) -> None:
+    """A message of its own where the model that no one named is missing."""
+    if folder == SMALL_MODEL and not (folder / "config.json").exists():
+        raise ValueError(
+            f"argument FOLDER: this build came without its small model, {folder}; name a folder of"
+            " config.json and safetensors"
+        )
 
 
 def _generation(
@@ -227,13 +282,9 @@ def _encoded(
 def _live_blocks(
     model: Model, tokenizer: "Tokenizer | None", arguments: argparse.Namespace
 ) -> Iterator:
-    """An `on_step` that shows the blocks filling, or None where nobody would see it."""
-    if (
-        arguments.mode not in ("diffusion", *_REVISIONS)
-        or arguments.json
-        or not sys.stdout.isatty()
-    ):
-        yield None
+    """An `on_step` that shows the blocks filling where somebody sees it."""
+    if arguments.mode not in _DENOISING or arguments.json or not sys.stdout.isatty():
+        yield lambda event: None
         return
     from rich.live import Live
     from rich.text import Text
@@ -243,16 +294,81 @@ def _live_blocks(
     def on_step(event: StepEvent) -> None:
         cells = Text()
         for position, token in enumerate(event.tokens):
-            if token == model.config.mask_token_id:
-                cells.append("· ", style="dim")
-            else:
-                text = tokenizer.decode([token]) if tokenizer else str(token)
-                cells.append(f"{text} ", style="bold green" if position in event.committed else "")
+            mask = token == model.config.mask_token_id
+            style = "bold green" if position in event.committed else ""
+            style = "dim" if position in event.undecided else style
+            cells.append("· " if mask else f"{_label(token, tokenizer)} ", style=style)
         blocks[event.block] = cells
         live.update(Text("\n").join(blocks.values()), refresh=True)
 
     with Live(auto_refresh=False) as live:
         yield on_step
+
+
+def _label(token: int, tokenizer: "Tokenizer | None") -> str:
+    """A token for a cell: its text on one line, a special token's name, or else its id."""
+    if tokenizer is None:
+        return str(token)
+    if text := tokenizer.decode([token]):
+        return text.translate(_VISIBLE)
+    name = tokenizer.id_to_token(token)
+    return f"⟨{name.strip('<|>/')}⟩" if name else str(token)
+
+
+def _check_trace(path: Path, mode: str) -> None:
+    """Raise what would keep a picture from being written, before a model has run for it."""
+    if mode == "autoregressive":
+        raise ValueError(f"argument --trace: {mode} has none; it needs a mode that denoises")
+    try:
+        from .block_trace import FORMATS
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"argument --trace: needs {error.name}; `pip install {error.name}` installs it"
+        ) from None
+    if path.suffix.lower()[1:] not in FORMATS:
+        wanted = ", ".join(f".{name}" for name in FORMATS)
+        raise ValueError(f"argument --trace: {path} must end in one of {wanted}")
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"argument --trace: {path} is not a file that can be written here")
+
+
+def _draw_trace(
+    arguments: argparse.Namespace,
+    model: Model,
+    tokenizer: "Tokenizer | None",
+    generation: Generation,
+    events: list[StepEvent],
+) -> None:
+    from .block_trace import save_picture, trace_of_cycles, trace_of_steps
+
+    def label(token: int) -> str:
+        return "" if token == model.config.mask_token_id else _label(token, tokenizer)
+
+    mode = arguments.mode
+    how = [mode]
+    if mode in _DENOISING:
+        if arguments.threshold is None and arguments.steps is None:
+            rule = arguments.rule or (DEFAULT_REFINE_RULE if mode == "refine" else DEFAULT_RULE)
+            how.append(f"rule {rule}")
+            confidence = RULES[rule].confidence
+        else:
+            confidence = "probability"
+            given = {"threshold": arguments.threshold, "steps": arguments.steps}
+            how += [f"{name} {value}" for name, value in given.items() if value is not None]
+        trace = trace_of_steps(events, label, confidence)
+    else:
+        trace = trace_of_cycles(generation.tokens, generation.accepted, mode, label)
+    if arguments.temperature:
+        how.append(f"temperature {arguments.temperature:g}, seed {arguments.seed}")
+    prompt = arguments.prompt or " ".join(map(str, arguments.tokens))
+    lines = [
+        ", ".join([*how, arguments.folder.resolve().name]),
+        " ".join(f"prompt: {prompt}".split()),
+    ]
+    n_forwards = sum(generation.forwards.values())
+    title = f"{len(generation.tokens)} tokens in {n_forwards} forwards"
+    details = "\n".join(line if len(line) < 110 else f"{line[:109]}…" for line in lines)
+    save_picture(trace, arguments.trace, title, details)
 
 
 def _tokenizer(folder: Path) -> "Tokenizer | None":
@@ -301,9 +417,8 @@ def _info(arguments: argparse.Namespace) -> int:
         return 0
 
     try:
-        config = PRESETS.get(arguments.model) or ModelConfig.from_json(
-            Path(arguments.model) / "config.json"
-        )
+        folder = SMALL_MODEL if arguments.model == "small" else Path(arguments.model)
+        config = PRESETS.get(arguments.model) or ModelConfig.from_json(folder / "config.json")
     except (TypeError, ValueError) as error:
         arguments.parser.error(f"argument MODEL: {error}")
     print()

@@ -8,7 +8,7 @@ that no setting that changes the math passes unseen.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,17 @@ class ModelConfig:
         if not isinstance(rope, Mapping):
             raise TypeError(f"rope_parameters is {rope!r}; it must be an object")
         return cls(rope=RopeConfig.from_dict(rope), **used)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of a config.json, as `from_dict` reads them."""
+        values = asdict(self)
+        rope = values.pop("rope")
+        return {
+            "architectures": ["NemotronLabsDiffusionModel"],
+            **_ONLY_VALUE,
+            **values,
+            "rope_parameters": {"rope_type": _ONLY_ROPE_VALUE["rope_type"], **rope},
+        }
 
     @classmethod
     def from_json(cls, path: str | Path) -> "ModelConfig":

@@ -9,9 +9,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
 from .config import ModelConfig
 from .model import Model
 from .weight_files import check_headers, opened
+from .whole_file import write_whole
 
 FOLDER = "linear_spec_lora"
 CONFIG_FILE = "adapter_config.json"
@@ -87,6 +92,28 @@ def read(folder: Path, config: ModelConfig) -> DraftLora | None:
         names = list(weights.keys())
     check_headers({file: names}, shapes, config.torch_dtype, CONFIG_FILE)
     return DraftLora(file, alpha / rank)
+
+
+def write(
+    folder: Path, config: ModelConfig, layers: list[tuple[Tensor, Tensor]], alpha: int
+) -> None:
+    """Write the draft LoRA of a checkpoint folder.
+
+    layers: for each, A [r, query_size] and B [hidden_size, r]; stored in the config's torch_dtype.
+    """
+    folder = folder / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = getattr(torch, config.torch_dtype)
+    tensors = {
+        _tensor_name(i, part): tensor.detach().to("cpu", dtype).contiguous()
+        for i, pair in enumerate(layers)
+        for part, tensor in zip("AB", pair, strict=True)
+    }
+    save_file(tensors, folder / WEIGHT_FILE, metadata={"format": "pt"})
+    rank = layers[0][0].shape[0]
+    settings = {"peft_type": "LORA", "target_modules": ["o_proj"], "r": rank, "lora_alpha": alpha}
+    settings |= {"bias": "none", "task_type": None}
+    write_whole(folder / CONFIG_FILE, json.dumps(settings, indent=1) + "\n")
 
 
 def _tensor_name(layer: int, part: str) -> str:

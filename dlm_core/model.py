@@ -112,7 +112,7 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """A matrix product without bias: `dlm_kernels.linear`."""
+    """A matrix product without bias: `dlm_kernels.linear`, or torch's with gradients."""
 
     def __init__(
         self, in_features: int, out_features: int, *, device: Device, dtype: torch.dtype
@@ -122,26 +122,61 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
 
     def forward(self, x: Tensor, numerics: str) -> Tensor:
+        if numerics == "autograd":  # which dlm_kernels has no gradients for
+            return F.linear(x, self.weight)
         return linear(x, self.weight, numerics=numerics)
 
 
-class LayerInputs(NamedTuple):
-    """What every layer of one forward takes beside the hidden states."""
+class CachedAttention(NamedTuple):
+    """Attention of a block over the context in a cache and over itself."""
 
     cache: KVCache | PagedKVCache
     positions: Tensor  # int64 [batch, M]
-    query_rotation: Rotation
-    key_rotation: Rotation
     causal: bool
     draft_groups: tuple[int, int] | None
     kept: Tensor | None  # int64: with draft groups, the rows that go into the cache
     numerics: str
-    lora: bool
     error: Tensor | None
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cache = self.cache
+        if self.draft_groups is not None:
+            kept = self.kept
+            cache.write(layer, self.positions[:, kept], k[:, kept], v[:, kept])
+        elif self.causal:
+            cache.write(layer, self.positions, k, v)
+            k = v = None
+        return block_attention(
+            q,
+            cache.keys[layer],
+            cache.values[layer],
+            cache.lengths,
+            k,
+            v,
+            block_table=cache.block_table,
+            draft_groups=self.draft_groups,
+            numerics=self.numerics,
+            max_context=cache.max_length,
+            error=self.error,
+        )
+
+
+class LayerInputs(NamedTuple):
+    """What every layer of one forward takes beside the hidden states.
+
+    attend: (layer, q, k, v) to the attention's output, all [batch, M, heads, head_dim], q and k
+        rotated.
+    """
+
+    query_rotation: Rotation
+    key_rotation: Rotation
+    attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]
+    numerics: str
+    lora: bool
 
 
 class Attention(nn.Module):
-    """Grouped-query attention of a block over its context and itself."""
+    """Grouped-query attention."""
 
     def __init__(self, config: ModelConfig, layer: int, linear: Factory) -> None:
         super().__init__()
@@ -159,7 +194,7 @@ class Attention(nn.Module):
         q, k, v = self.project(x, inputs.numerics)
         q, k = inputs.query_rotation.apply(q), inputs.key_rotation.apply(k)
         o_proj = self.draft_o_proj if inputs.lora else self.o_proj
-        return o_proj(self.attend(q, k, v, inputs).flatten(-2), inputs.numerics)
+        return o_proj(inputs.attend(self.layer, q, k, v).flatten(-2), inputs.numerics)
 
     def add_draft_update(self, update: Tensor) -> None:
         """Make the projection of draft forwards: o_proj + update [hidden, query_size]."""
@@ -172,28 +207,6 @@ class Attention(nn.Module):
         """Queries, keys and values [batch, M, heads, head_dim], not yet rotated."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
         return [proj(x, numerics).unflatten(-1, (-1, self.head_dim)) for proj in projections]
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, inputs: LayerInputs) -> Tensor:
-        cache = inputs.cache
-        if inputs.draft_groups is not None:
-            kept = inputs.kept
-            cache.write(self.layer, inputs.positions[:, kept], k[:, kept], v[:, kept])
-        elif inputs.causal:
-            cache.write(self.layer, inputs.positions, k, v)
-            k = v = None
-        return block_attention(
-            q,
-            cache.keys[self.layer],
-            cache.values[self.layer],
-            cache.lengths,
-            k,
-            v,
-            block_table=cache.block_table,
-            draft_groups=inputs.draft_groups,
-            numerics=inputs.numerics,
-            max_context=cache.max_length,
-            error=inputs.error,
-        )
 
 
 class GatedMLP(nn.Module):
@@ -339,10 +352,8 @@ class Model(nn.Module):
         ids = self._in_vocabulary(tokens, error)
         positions = cache.lengths[:, None].long() + row
         rotations = self.rotary(positions)
-        inputs = LayerInputs(
-            cache, positions, *rotations, causal, draft_groups, kept, numerics, lora, error
-        )
-        return self.encoder(ids, inputs)
+        attend = CachedAttention(cache, positions, causal, draft_groups, kept, numerics, error)
+        return self.encoder(ids, LayerInputs(*rotations, attend, numerics, lora))
 
     def _in_vocabulary(self, tokens: Tensor, error: Tensor | None) -> Tensor:
         vocab = self.config.vocab_size

@@ -14,7 +14,7 @@ from dlm_core.decoding.denoise import Needs, denoise_step
 from dlm_core.decoding.prefill import extend
 from dlm_core.decoding.runner import Runner
 from dlm_core.decoding.sampling import Sampling, SamplingTable
-from dlm_core.model import LayerInputs
+from dlm_core.model import CachedAttention
 from dlm_kernels import BlockState, Rule, RuleTable, confidence, raise_on_error, remask_scatter
 from dlm_roofline.step_cost import ATTENTION, EMBEDDING, HEAD, PROJECTIONS, REMASK
 
@@ -102,13 +102,11 @@ class StepBench:
         positions = cache.lengths[:, None].long() + torch.arange(self.block, device=model.device)
         rotations = model.rotary(positions)
         error = self.runner.error
-        inputs = LayerInputs(
-            cache, positions, *rotations, False, None, None, "invariant", False, error
-        )
+        attend = CachedAttention(cache, positions, False, None, None, "invariant", error)
         x = encoder.norm(torch.randn_like(encoder.embed_tokens(state.tokens)))
         q, k, v = attentions[0].project(x, "invariant")
         q, k = rotations[0].apply(q), rotations[1].apply(k)
-        attended = attentions[0].attend(q, k, v, inputs).flatten(-2)
+        attended = attend(0, q, k, v).flatten(-2)
 
         def embedding_and_norms() -> Tensor:
             hidden = encoder.embed_tokens(state.tokens)
@@ -129,8 +127,8 @@ class StepBench:
                 layer.mlp(x, numerics)
 
         def attention() -> None:
-            for layer in attentions:
-                layer.attend(q, k, v, inputs)
+            for layer in range(len(attentions)):
+                attend(layer, q, k, v)
 
         def head_and_confidence() -> tuple[Tensor, ...]:
             return confidence(

@@ -57,6 +57,8 @@ class Diffusion:
         self.block = next(self.blocks)
         self.index += 1
         self.tokens: list[int] | None = None
+        n_given = int(self.seeded)
+        self.undecided = [i for i, id_ in enumerate(self.block.ids) if id_ is None and i >= n_given]
         self.n_steps = self.n_settled = 0
         self.state = None
         self.seed = seed
@@ -116,11 +118,7 @@ def _record(
     request.committed.append(committed)
     request.confidences.append([sureness[i] for i in committed])
     if mode.keep_events:
-        remasked = []
-        if mode.tokens is not None:
-            pairs = enumerate(zip(mode.tokens, tokens, strict=True))
-            remasked = [i for i, (old, new) in pairs if new == mask_id != old]
-        request.events.append(StepEvent(mode.index, mode.n_steps, tokens, committed, remasked))
+        request.events.append(_event(request, tokens, steps, mask_id))
     mode.tokens = tokens
     mode.n_steps += 1
     if not _may_change_its_mind(mode.rule):
@@ -128,6 +126,29 @@ def _record(
         settled = min(undecided, mode.block.n_open)
         request.decide(tokens[mode.n_settled : settled])
         mode.n_settled = max(settled, mode.n_settled)
+
+
+def _event(request: Request, tokens: list[int], steps: list[int], mask_id: int) -> StepEvent:
+    """What the step just noted looked like from outside."""
+    mode = request.mode
+    if mode.rule.renoise:  # has no masks, and keeps nothing of a draft
+        undecided = [i for i in range(int(mode.seeded), mode.block.n_open) if steps[i] < 0]
+    else:
+        undecided = [i for i, token in enumerate(tokens) if token == mask_id]
+    committed, open_before = request.committed[-1], set(mode.undecided)
+    before = mode.tokens or mode.block.ids
+    event = StepEvent(
+        block=mode.index,
+        step=mode.n_steps,
+        tokens=tokens,
+        committed=committed,
+        confidences=request.confidences[-1],
+        edited=[i for i in committed if i not in open_before and tokens[i] != before[i]],
+        remasked=[i for i in undecided if i not in open_before],
+        undecided=undecided,
+    )
+    mode.undecided = undecided
+    return event
 
 
 def _finish_block(request: Request) -> None:

@@ -37,14 +37,20 @@ class StepEvent:
     tokens: the whole block after the step; where undecided the mask id, or under a rule with
         `renoise` a random one.
     committed: positions in the block that this step committed or edited, rising.
-    remasked: positions that this step made masks again, rising.
+    confidences: beside `committed`, as in `Generation`.
+    edited: those of `committed` where it replaced another token, rising.
+    remasked: positions that were decided or drafted and are undecided again, rising.
+    undecided: positions that are undecided after the step, rising.
     """
 
     block: int
     step: int
     tokens: list[int]
     committed: list[int]
-    remasked: list[int] = field(default_factory=list)
+    confidences: list[float]
+    edited: list[int]
+    remasked: list[int]
+    undecided: list[int]
 
 
 def cut(tokens: list[int], eos_id: int, max_new_tokens: int) -> list[int]:

@@ -6,7 +6,6 @@ is read back is checked field by field, so that no table is ever made from half 
 
 import json
 import math
-import os
 import re
 import tempfile
 import types
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 
 from dlm_core.config import ModelConfig
+from dlm_core.whole_file import write_whole
 from dlm_kernels import Cost
 
 from .ceilings import Ceilings
@@ -176,27 +176,9 @@ class Record:
 
 
 def save(record: Record, folder: Path) -> Path:
-    """Write `record` into `folder` and return its path.
-
-    The file appears whole under its name or not at all; an earlier one stays as it was. An OSError
-    names the folder and what is wrong with it.
-    """
+    """Write `record` into `folder`, whole or not at all, and return its path."""
     path = folder / record.file_name
-    temporary = path.with_suffix(".json.partial")
-    text = json.dumps(asdict(record), indent=1, allow_nan=False) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OSError(error.errno, f"record not written to {path}: {error.strerror}") from error
+    write_whole(path, json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
     return path
 
 
@@ -212,6 +194,17 @@ def check_writable(folder: Path) -> None:
 
 def load(path: str | Path) -> Record:
     """The record in a file. A ValueError names the file and the field that is not as it must be."""
+    return read(Record, path, SCHEMA)
+
+
+Kind = typing.TypeVar("Kind")
+
+
+def read(kind: type[Kind], path: str | Path, schema: int) -> Kind:
+    """A dataclass with a field `schema` from its JSON in a file, checked field by field.
+
+    A ValueError names the file and the field that is not as it must be.
+    """
     path = Path(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -219,11 +212,11 @@ def load(path: str | Path) -> Record:
         raise ValueError(f"{path}: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
-    schema = values.get("schema") if isinstance(values, dict) else None
-    if schema != SCHEMA:
-        raise ValueError(f"{path}: schema is {schema!r}; this version reads {SCHEMA}")
+    given = values.get("schema") if isinstance(values, dict) else None
+    if given != schema:
+        raise ValueError(f"{path}: schema is {given!r}; this version reads {schema}")
     try:
-        return _decoded(Record, values, "record")
+        return _decoded(kind, values, "record")
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -148,8 +148,7 @@ def test_terminal_shows_the_block_filling(
     [
         ([], "COMMAND"),
         (["polish"], "COMMAND"),
-        (["generate"], "FOLDER"),
-        (["generate", "{tiny}"], "--tokens --prompt"),
+        (["generate"], "--tokens --prompt"),
         (["generate", "{tiny}", "--tokens", "1 x"], "--tokens: '1 x'"),
         (["generate", "{tiny}", "--tokens", ""], "prompt is empty"),
         (["generate", "{tiny}", "--tokens", "3"], "prompt holds 3"),
@@ -187,6 +186,10 @@ def test_terminal_shows_the_block_filling(
         ),
         (["generate", "{tiny}", "--tokens", "1", "--top-p", "0.9"], "top_p is 0.9 beside"),
         (["generate", "{tiny}", "--tokens", "1", "--temperature", "-1"], "temperature is -1"),
+        (
+            ["generate", "{tiny}", "--tokens", "1", "--trace", "t.png", "--mode", "autoregressive"],
+            "argument --trace: autoregressive has none; it needs a mode that denoises",
+        ),
         (["info", "7b"], "MODEL: 7b/config.json cannot be read"),
     ],
 )
@@ -198,6 +201,162 @@ def test_user_s_error_is_one_line_and_status_2(
     error = capsys.readouterr().err
     assert exit.value.code == 2
     assert error.count("\n") == 1 and named in error
+
+
+# --- the model that no one names
+
+
+@pytest.fixture
+def small_model(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for the shipped model: tiny-a with a byte-level tokenizer and special tokens."""
+    tokenizers = pytest.importorskip("tokenizers", reason="text prompts need tokenizers")
+    names = ["<|pad|>", "<|begin|>", "<|end|>", "<|mask|>", "é", "Ġa", "Ċ", "ĉ", "Ã", "\x1b"]
+    names += [f"w{i}" for i in range(len(names), 67)]
+    vocabulary = {name: i for i, name in enumerate(names)}
+    pieces = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w66"))
+    pieces.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    pieces.decoder = tokenizers.decoders.ByteLevel()
+    pieces.add_special_tokens(names[:4])
+    pieces.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", 1)]
+    )
+    pieces.save(str(checkpoint / "tokenizer.json"))
+    monkeypatch.setattr(cli, "SMALL_MODEL", checkpoint)
+    return checkpoint
+
+
+def test_without_a_folder_the_small_model_answers(
+    small_model: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """In text without special tokens, though the ids end with one."""
+    prompt = "w59 w62 w65"
+    for mode in MODES:
+        cli.main(["generate", "--prompt", prompt, "--max-new-tokens", "20", "--mode", mode])
+        printed = capsys.readouterr().out
+        expected = generate(load_model(small_model), [1, 59, 62, 65], 20, mode).tokens
+        assert closing_line(printed)["tokens"] == expected
+        assert "<|" not in printed
+    cli.main(["info", "small"])
+    assert "blocks of 8" in capsys.readouterr().out
+
+
+def test_a_build_without_the_small_model_says_what_to_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(cli, "SMALL_MODEL", tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["generate", "--prompt", "sort: 5 3 9 1"])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "argument FOLDER: this build came without its small model" in error
+
+
+def test_a_token_is_shown_on_one_line(small_model: Path) -> None:
+    tokenizer = cli._tokenizer(small_model)
+    shown = [cli._label(token, tokenizer) for token in (2, 5, 6, 7, 8, 12, 500)]
+    assert shown == ["⟨end⟩", "␣a", "↵", "⇥", "�", "w12", "500"]
+    assert cli._label(9, tokenizer) == "�", "an escape character reached the terminal"
+    assert cli._label(12, None) == "12"
+
+
+# --- --trace
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "infill", "refine", "linear_spec", "quadratic_spec"])
+def test_trace_draws_every_mode_that_drafts_or_denoises(
+    mode: str,
+    small_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One cell a token and row, named as the terminal names it, and the same tokens as without."""
+    block_trace = pytest.importorskip("dlm_core.block_trace", reason="needs matplotlib")
+    drawn = []
+    monkeypatch.setattr(block_trace, "save_picture", lambda *arguments: drawn.append(arguments))
+    options = {
+        "infill": ["--after", "w20 w23", "--max-new-tokens", "3", "--steps", "2"],
+        "refine": ["--draft", "w20 w23 w11 w29"],
+    }
+    command = ["generate", "--prompt", "w11 w14 w17", "--mode", mode]
+    command += options.get(mode, ["--max-new-tokens", "12"])
+    cli.main([*command, "--json"])
+    plain = closing_line(capsys.readouterr().out)
+    cli.main([*command, "--trace", str(tmp_path / "t.svg")])
+    printed = capsys.readouterr().out
+    assert closing_line(printed)["tokens"] == plain["tokens"]
+    assert f"trace    {tmp_path / 't.svg'}" in printed
+    ((trace, path, title, details),) = drawn
+    assert path == tmp_path / "t.svg"
+    n_forwards = sum(plain["forwards"].values())
+    assert title == f"{len(plain['tokens'])} tokens in {n_forwards} forwards"
+    rule = {"diffusion": ", rule nemotron", "infill": ", steps 2", "refine": ", rule llada2"}
+    assert details == f"{mode}{rule.get(mode, '')}, tiny-a\nprompt: w11 w14 w17"
+    tokenizer = cli._tokenizer(small_model)
+    shown = [cell.label for panel in trace.panels for cell in panel.rows[-1][1]]
+    assert shown[: len(plain["tokens"])] == [cli._label(t, tokenizer) for t in plain["tokens"]]
+    n_rows = sum(len(panel.rows) for panel in trace.panels)
+    assert n_rows == len(plain["committed"] or plain["accepted"])
+    cells = [cell for panel in trace.panels for _, row in panel.rows for cell in row]
+    assert not [cell for cell in cells if cell.kind == "undecided" and cell.label]
+
+
+def test_trace_knows_what_the_rule_s_confidence_is(
+    golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("matplotlib", reason="pictures are drawn with matplotlib")
+    picture = tmp_path / "t.svg"
+    command = ["generate", str(golden / "tiny-a"), "--tokens", "8 11", "--trace", str(picture)]
+    cli.main([*command, "--max-new-tokens", "8", "--rule", "entropy_bound"])
+    assert "negative entropy" in picture.read_text()  # the svg names its texts in comments
+
+
+@pytest.mark.parametrize(
+    ("picture", "named"),
+    [
+        ("t.gif", "t.gif must end in one of .png, .svg, .pdf"),
+        ("absent/t.png", "absent/t.png is not a file that can be written here"),
+        ("folder.png", "folder.png is not a file that can be written here"),
+        (None, "needs matplotlib; `pip install matplotlib` installs it"),
+    ],
+)
+def test_a_trace_that_cannot_be_written_is_refused_before_the_model_runs(
+    picture: str | None,
+    named: str,
+    golden: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    if picture is None:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        monkeypatch.delitem(sys.modules, "dlm_core.block_trace", raising=False)
+    else:
+        pytest.importorskip("matplotlib", reason="pictures are drawn with matplotlib")
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr(cli, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["generate", str(golden / "tiny-a"), "--tokens", "8 11"]
+                 + ["--trace", str(tmp_path / (picture or "t.png"))])  # fmt: skip
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "argument --trace: " in error and named in error
+
+
+def test_a_trace_that_fails_late_leaves_the_answer(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    block_trace = pytest.importorskip("dlm_core.block_trace", reason="needs matplotlib")
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(block_trace, "save_picture", full)
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["generate", str(golden / "tiny-a"), "--tokens", "8 11"]
+                 + ["--trace", str(tmp_path / "t.png")])  # fmt: skip
+    printed = capsys.readouterr()
+    assert printed.out.startswith("tokens")
+    assert "argument --trace: No space left on device" in printed.err
 
 
 def test_damaged_tokenizer_is_named(checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
@@ -248,11 +407,18 @@ def test_bench_and_roofline_get_the_rest_of_the_line(
     assert received == [["--quick", "x", "--help"]]
 
 
-def test_module_runs_as_a_command(golden: Path) -> None:
-    command = [sys.executable, "-m", "dlm_core.cli", "generate", str(golden / "tiny-b")]
+def test_module_runs_as_a_command_and_loads_no_more_than_it_needs(golden: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "dlm_core.cli"]
     run = subprocess.run(
-        [*command, "--tokens", PROMPT, "--json"], capture_output=True, text=True, timeout=120
+        [*command, "generate", str(golden / "tiny-b"), "--tokens", PROMPT, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert run.returncode == 0, run.stderr
     assert closing_line(run.stdout)["tokens"] == [97, 2]
-    assert run.stderr == ""
+    lines = run.stderr.splitlines()
+    assert all(line.startswith("import time:") for line in lines)
+    loaded = {line.split("|")[-1].strip() for line in lines}
+    assert "torch" in loaded
+    assert not {"rich", "matplotlib", "tokenizers", "dlm_bench"} & loaded

@@ -136,11 +136,15 @@ def test_on_step_sees_the_block_fill(model: Model) -> None:
     events: list[StepEvent] = []
     generation = diffuse(model, PROMPT, 21, on_step=events.append)
     assert [event.committed for event in events] == generation.committed
+    assert [event.confidences for event in events] == generation.confidences
+    assert not any(event.edited or event.remasked for event in events)
     assert [event.block for event in events] == sorted(event.block for event in events)
     blocks = {event.block: event.tokens for event in events}
     assert sum(blocks.values(), [])[:21] == generation.tokens
     for event in events:
-        masks = event.tokens.count(model.config.mask_token_id)
+        mask_id = model.config.mask_token_id
+        assert event.undecided == [i for i, id_ in enumerate(event.tokens) if id_ == mask_id]
+        masks = len(event.undecided)
         earlier = [e for e in events if e.block == event.block and e.step <= event.step]
         assert masks == 7 - sum(len(e.committed) for e in earlier)
         assert event.step == len(earlier) - 1

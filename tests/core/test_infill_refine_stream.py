@@ -135,6 +135,29 @@ def test_refine_masks_again_what_it_doubts(model: Model) -> None:
     rule = Rule(edit_threshold=0.5, edit_steps=8, remask_below=0.2, top_k=2)
     result = refine(model, PROMPT, draft, rule=rule, on_step=events.append)
     assert result.tokens != draft and 3 not in result.tokens
+    assert any(event.remasked for event in events) and any(event.edited for event in events)
+    before = draft
+    for event in events:
+        after, places = event.tokens, range(len(draft))
+        assert event.undecided == [i for i in places if after[i] == 3]
+        assert event.remasked == [i for i in places if after[i] == 3 != before[i]]
+        assert event.edited == [
+            i for i in places if 3 not in (after[i], before[i]) and after[i] != before[i]
+        ]
+        assert event.committed == [i for i in places if after[i] not in (3, before[i])]
+        before = after
+
+
+def test_events_tell_what_random_ids_hide(model: Model) -> None:
+    """Nothing is masked; each step decides anew, and what it does not accept is undecided again."""
+    events: list[StepEvent] = []
+    generate(model, PROMPT, 8, "diffusion", rule="diffusion_gemma", on_step=events.append)
+    accepted: list[int] = []
+    for event in events:
+        assert sorted(event.committed + event.undecided) == list(range(8))
+        assert event.remasked == [i for i in accepted if i in event.undecided]
+        assert set(event.edited) <= set(accepted) & set(event.committed)
+        accepted = event.committed
     assert any(event.remasked for event in events)
 
 

@@ -1,4 +1,4 @@
-"""The wheel holds our four packages, complete, and nothing else."""
+"""The wheel holds our four packages, complete, and nothing else but the small model."""
 
 import importlib.util
 import shutil
@@ -40,12 +40,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(built)
 
 
-def test_wheel_holds_the_four_packages(wheel: zipfile.ZipFile, packages: dict[str, Path]) -> None:
+def test_wheel_holds_the_four_packages_and_the_small_model(
+    wheel: zipfile.ZipFile, packages: dict[str, Path]
+) -> None:
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert packed == {
         f"{package}/{file.relative_to(folder).as_posix()}"
         for package, folder in packages.items()
-        for file in folder.rglob("*.py")
+        for file in [*folder.rglob("*.py"), *folder.glob("small_model/**/*")]
+        if file.is_file()
     }
 
 

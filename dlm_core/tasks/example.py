@@ -1,0 +1,27 @@
+"""One generated example, and the split that its prompt belongs to."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+Split = Literal["train", "heldout"]
+
+HELDOUT_ONE_IN = 20
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt with one right answer; `task` is its name in `dlm_core.tasks.TASKS`."""
+
+    task: str
+    prompt: str
+    answer: str
+
+
+def split_of(text: str) -> Split:
+    """The split of a text, by its content alone: 1 in 20 is held out.
+
+    The same text is in the same split whatever drew it, so no text can be in both.
+    """
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return "heldout" if int.from_bytes(digest, "big") % HELDOUT_ONE_IN == 0 else "train"

@@ -1,0 +1,1 @@
+"""Training of a small model on generated tasks and real text."""

@@ -1,0 +1,96 @@
+"""What lies beside a trained checkpoint: its card, its training record and its loss curve."""
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from ..model import Model
+from ..tasks import TASKS
+from ..whole_file import write_whole
+from .distributed import world_size
+from .fit import HISTORY, read_history
+from .loss_curve import draw_loss_curve
+from .recipe import Recipe
+
+CURVE_FILE = "loss.png"
+RECORD_FILE = "training.json"
+
+
+def write_card(checkpoint: Path, folder: Path, recipe: Recipe) -> None:
+    """Write README.md, training.json and loss.png into the checkpoint of the run in `folder`."""
+    fits = {name: read_history(folder / f"{name}_fit" / HISTORY) for name in ("model", "draft")}
+    record = {
+        "recipe": recipe.to_dict(),
+        "device": _device_name(),
+        "processes": world_size(),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "tokenizers")},
+        },
+        "seconds": {name: sum(step["seconds"] for step in steps) for name, steps in fits.items()},
+        "tokens": {name: sum(step["tokens"] for step in steps) for name, steps in fits.items()},
+    }
+    write_whole(checkpoint / RECORD_FILE, json.dumps(record, indent=1) + "\n")
+    draw_loss_curve(folder, recipe.ar_steps, checkpoint / CURVE_FILE)
+    n_parameters = sum(p.numel() for p in _shapes(recipe))
+    megabytes = (
+        sum(
+            file.stat().st_size
+            for file in checkpoint.rglob("*")
+            if file.is_file() and file.suffix in (".safetensors", ".json")
+        )
+        / 1e6
+    )
+    minutes = sum(record["seconds"].values()) / 60
+    n_tokens = sum(record["tokens"].values())
+    model = recipe.model
+    text = f"""# A small diffusion language model
+
+{n_parameters / 1e6:.1f} million parameters ({model.num_hidden_layers} layers of hidden size
+{model.hidden_size}, {model.vocab_size} ids, blocks of {model.block_size}), {megabytes:.1f} MB with
+its tokenizer and draft LoRA, in the format of Nemotron-Labs Diffusion. One checkpoint decodes
+autoregressively, by diffusion and by self-speculation. It is there to show acceptance, confidence
+and mistakes that random weights cannot show; it knows its tasks and nothing else.
+
+## Data
+
+Generated tasks with one right answer each ({", ".join(TASKS)}; see `dlm_core/tasks`), and
+documentation strings and short functions of the standard library of Python
+{record["versions"]["python"]} (licence: PSF-2.0), {recipe.text_share:.0%} of the documents. One
+text in 20 is held out, by a hash of its content. Prompts are chat turns; the tokenizer adds the
+special tokens.
+
+## Training
+
+`make train`, seed {recipe.seed}: {recipe.ar_steps} autoregressive steps, {recipe.joint_steps} with
+the joint loss L_AR + 0.3 L_diff, and {recipe.draft_steps} of the draft LoRA (rank
+{recipe.draft_rank}, on o_proj) on the frozen model; {n_tokens / 1e6:.1f} million tokens in both
+streams. It took {minutes:.0f} minutes on {record["device"]}, with {record["processes"]} process(es)
+of {record["threads"]} threads and torch {record["versions"]["torch"]}. The weights are a running
+mean over the last steps. `{RECORD_FILE}` holds every setting.
+
+![Loss over the steps of training]({CURVE_FILE})
+
+## Limits
+
+It answers in the formats of its tasks alone, and has seen no prompt much longer than theirs. Code
+that it writes should be run as any stranger's code is: with limits.
+"""
+    write_whole(checkpoint / "README.md", text)
+
+
+def _shapes(recipe: Recipe) -> list[torch.nn.Parameter]:
+    return list(Model(recipe.model, device="meta", dtype=torch.float32).parameters())
+
+
+def _device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

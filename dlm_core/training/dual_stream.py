@@ -1,0 +1,80 @@
+"""The forward of training: whole rows at once, under the mask of the two streams.
+
+A clean token sees its document's clean tokens up to itself. A noisy one sees its whole block, and
+its document's clean tokens before the block. That is what a causal forward and a denoising step of
+`Model` see with the context in a cache, for every position of a document at once (dual stream:
+Block Diffusion, arXiv 2503.09573; the clean stream causal as in Nemotron-Labs Diffusion).
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from ..model import LayerInputs, Model
+from .rows import Rows
+
+
+def sees(rows: Rows, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Whether tokens `query` of rows `row` attend to tokens `key`; index tensors broadcast."""
+    same_document = rows.document[row, query] == rows.document[row, key]
+    query_block, key_block = rows.block[row, query], rows.block[row, key]
+    query_position, key_position = rows.positions[row, query], rows.positions[row, key]
+    causal = (query_block < 0) & (key_position <= query_position)
+    before_block = (query_block >= 0) & (key_position < rows.block_start[row, query])
+    key_is_seen = torch.where(key_block < 0, causal | before_block, key_block == query_block)
+    # What fills a row up sees itself, so that its softmax has a finite sum.
+    return (same_document & key_is_seen) | (query == key)
+
+
+def hidden_states(model: Model, rows: Rows, *, lora: bool = False) -> Tensor:
+    """Hidden states behind the final norm of rows [batch, length], with gradients."""
+    attend = _flex_attend(rows) if rows.tokens.is_cuda else _masked_attend(rows)
+    rotations = model.rotary(rows.positions)
+    return model.encoder(rows.tokens, LayerInputs(*rotations, attend, "autograd", lora))
+
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+def _masked_attend(rows: Rows) -> Attend:
+    """Attention under a mask in memory [batch, 1, length, length]."""
+    batch, length = rows.tokens.shape
+    row = torch.arange(batch)[:, None, None]
+    index = torch.arange(length)
+    mask = sees(rows, row, index[:, None], index[None, :])[:, None]
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        groups = q.shape[2] // k.shape[2]
+        k, v = (x.repeat_interleave(groups, 2) if groups > 1 else x for x in (k, v))
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+    return attend
+
+
+def _flex_attend(rows: Rows) -> Attend:
+    """FlexAttention, which skips tiles that the mask leaves empty."""
+    batch, length = rows.tokens.shape
+    mask = create_block_mask(
+        lambda row, head, query, key: sees(rows, row, query, key),
+        batch,
+        None,
+        length,
+        length,
+        device=rows.tokens.device,
+    )
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=True).transpose(1, 2)
+
+    return attend
+
+
+@cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    return torch.compile(partial(flex_attention), dynamic=False)

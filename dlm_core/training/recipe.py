@@ -1,0 +1,140 @@
+"""What a training run is made of: everything that its result depends on, but for the device."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..config import ModelConfig, RopeConfig
+from ..tasks import TASKS
+from .tokenizer import BOS_ID, EOS_ID, MASK_ID
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run.
+
+    model: sizes, special ids and the dtype that the weights are shipped in.
+    seed: of the weights and of the data.
+    ar_steps, joint_steps, draft_steps: steps of the three stages, in this order.
+    tokens_per_step: of both streams, on all devices together; row_length: of one packed row.
+    text_share, task_weights: of the data; see `Mixture`.
+    learning_rate: the peak of AdamW, for the embedding, the head and the norms.
+    matrix_learning_rate, weight_decay: the peak and the decay of Muon, for the layers' matrices.
+    draft_learning_rate: the peak of AdamW, for the draft LoRA.
+    warmup, decay_share: rates rise over so many steps, and fall to zero over this share of them.
+    max_gradient_norm: gradients are scaled down to it.
+    ema_decay: of the running mean of the weights, which is what is shipped.
+    draft_rank, draft_alpha: of the LoRA; its update is scaled by alpha / rank.
+    save_every: steps from one resumable state to the next.
+    """
+
+    model: ModelConfig
+    seed: int
+    ar_steps: int
+    joint_steps: int
+    draft_steps: int
+    tokens_per_step: int
+    row_length: int
+    text_share: float = 0.04
+    task_weights: dict[str, float] = field(default_factory=dict)
+    learning_rate: float = 3e-3
+    matrix_learning_rate: float = 0.02
+    weight_decay: float = 0.05
+    draft_learning_rate: float = 1e-3
+    warmup: int = 100
+    decay_share: float = 0.4
+    max_gradient_norm: float = 1.0
+    ema_decay: float = 0.998
+    draft_rank: int = 16
+    draft_alpha: int = 64
+    save_every: int = 100
+
+    def __post_init__(self) -> None:
+        special = {"mask_token_id": MASK_ID, "eos_token_id": EOS_ID, "bos_token_id": BOS_ID}
+        for key, id in special.items():
+            if getattr(self.model, key) != id:
+                raise ValueError(
+                    f"model.{key} is {getattr(self.model, key)}; the tokenizer makes it {id}"
+                )
+        for key in _COUNTS:
+            value = getattr(self, key)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{key} is {value!r}; it must be a positive integer")
+        if not 0 <= self.text_share <= 1:
+            raise ValueError(f"text_share is {self.text_share!r}; it must be in [0, 1]")
+        if unknown := sorted(set(self.task_weights) - set(TASKS)):
+            raise ValueError(f"task_weights names {unknown[0]!r}, which is no task")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "model": self.model.to_dict()}
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> "Recipe":
+        """From a JSON object of these fields, `model` as in a config.json; an error names the file.
+
+        ValueError, TypeError: a key is missing or unknown, or a value does not fit.
+        """
+        path = Path(path)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from None
+        model = values.pop("model", None) if isinstance(values, dict) else None
+        if not isinstance(model, dict):
+            raise ValueError(f"{path} must hold an object whose model is an object")
+        try:
+            return cls(**values, model=ModelConfig.from_dict(model))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{path}: {error}") from None
+
+
+_COUNTS = (
+    "ar_steps",
+    "joint_steps",
+    "draft_steps",
+    "tokens_per_step",
+    "row_length",
+    "warmup",
+    "draft_rank",
+    "draft_alpha",
+    "save_every",
+)
+
+SMALL = Recipe(
+    model=ModelConfig(
+        vocab_size=2048,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=32,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=2048,
+        # One factor, so that YaRN changes nothing.
+        rope=RopeConfig(
+            rope_theta=1e4,
+            factor=1.0,
+            original_max_position_embeddings=2048,
+            beta_fast=32.0,
+            beta_slow=1.0,
+            mscale=1.0,
+            mscale_all_dim=1.0,
+            llama_4_scaling_beta=0.1,
+        ),
+        mask_token_id=MASK_ID,
+        eos_token_id=EOS_ID,
+        bos_token_id=BOS_ID,
+        block_size=32,
+        torch_dtype="bfloat16",
+    ),
+    seed=0,
+    ar_steps=2600,
+    joint_steps=5400,
+    draft_steps=300,
+    tokens_per_step=3000,
+    row_length=192,
+)

@@ -1,0 +1,151 @@
+"""The forward of training computes what decoding computes, for every position at once."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dlm_core import KVCache, Model, ModelConfig, random_model
+from dlm_core.training import draft
+from dlm_core.training.dual_stream import hidden_states, sees
+from dlm_core.training.loss import losses
+from dlm_core.training.recipe import SMALL
+from dlm_core.training.rows import Document, Noise, Rows, pack
+
+CONFIG: ModelConfig = replace(
+    SMALL.model,
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    torch_dtype="float32",
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return random_model(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    rng = random.Random(5)
+    documents = [
+        Document([2, *rng.choices(range(5, 97), k=rng.randint(9, 50)), 1], start=rng.randint(1, 9))
+        for _ in range(12)
+    ]
+    noise = Noise(0, 1, block_lengths=(4, 8, 16))
+    return pack(documents, noise, 160, 10**6, rng)
+
+
+def each_document(rows: Rows):
+    for row in range(len(rows.tokens)):
+        for number in range(int(rows.document[row].max()) + 1):
+            yield row, rows.document[row] == number
+
+
+def test_clean_stream_is_a_causal_forward(model: Model, rows: Rows) -> None:
+    hidden = hidden_states(model, rows)
+    for row, at in each_document(rows):
+        clean = at & (rows.block[row] < 0)
+        tokens = rows.tokens[row, clean]
+        cache = KVCache(CONFIG, 1, len(tokens), device="cpu", dtype=torch.float32)
+        expected = model(tokens[None], cache, causal=True)[0]
+        torch.testing.assert_close(hidden[row, clean], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_noisy_blocks_are_denoising_forwards(model: Model, rows: Rows) -> None:
+    hidden = hidden_states(model, rows)
+    n_blocks = 0
+    for row, at in each_document(rows):
+        clean = rows.tokens[row, at & (rows.block[row] < 0)]
+        for block in rows.block[row, at & (rows.block[row] >= 0)].unique():
+            noisy = rows.block[row] == block
+            begin = int(rows.block_start[row, noisy][0])
+            cache = KVCache(CONFIG, 1, len(clean), device="cpu", dtype=torch.float32)
+            model(clean[None, :begin], cache, causal=True)
+            cache.advance(begin)
+            expected = model(rows.tokens[row, noisy][None], cache, causal=False)[0]
+            torch.testing.assert_close(hidden[row, noisy], expected, rtol=1e-4, atol=1e-5)
+            n_blocks += 1
+    assert n_blocks > 20
+
+
+def test_draft_lora_is_what_drafts_run_with(rows: Rows) -> None:
+    model = random_model(CONFIG)
+    draft.add_draft_projections(model, rank=4, scale=2.0)
+    draft.initialise(model, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    updates = []
+    for layer in model.encoder.layers:
+        projection = layer.self_attn.draft_o_proj
+        with torch.no_grad():
+            projection.lora_B.normal_(0, 0.1, generator=generator)
+        updates.append((2.0 * projection.lora_B @ projection.lora_A).detach())
+    draft.mark_drafts(model, rows)
+    with torch.no_grad():
+        hidden = hidden_states(model, rows, lora=True)
+
+    decoding = random_model(CONFIG)
+    for layer, update in zip(decoding.encoder.layers, updates, strict=True):
+        layer.self_attn.add_draft_update(update)
+    for row, at in each_document(rows):
+        clean = rows.tokens[row, at & (rows.block[row] < 0)]
+        for block in rows.block[row, at & (rows.block[row] >= 0)].unique():
+            noisy = rows.block[row] == block
+            begin = int(rows.block_start[row, noisy][0])
+            cache = KVCache(CONFIG, 1, len(clean), device="cpu", dtype=torch.float32)
+            decoding(clean[None, :begin], cache, causal=True)
+            cache.advance(begin)
+            expected = decoding(rows.tokens[row, noisy][None], cache, causal=False, lora=True)[0]
+            torch.testing.assert_close(hidden[row, noisy], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_lora_learns_from_drafts(rows: Rows) -> None:
+    model = random_model(CONFIG)
+    draft.add_draft_projections(model, rank=4, scale=2.0)
+    draft.initialise(model, seed=0)
+    draft.mark_drafts(model, rows)
+    loss = losses(model, rows, lora=True)
+    loss.objective(loss.ar_tokens, loss.diffusion_tokens).backward()
+    learning = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    # A learns nothing as long as B is zero.
+    assert learning == {f"encoder.layers.{i}.self_attn.draft_o_proj.lora_B" for i in range(2)}
+
+
+def test_what_fills_a_row_up_is_seen_by_nobody_else(rows: Rows) -> None:
+    row = torch.arange(len(rows.tokens))[:, None, None]
+    index = torch.arange(rows.tokens.shape[1])
+    mask = sees(rows, row, index[:, None], index[None, :])
+    filler = rows.document < 0
+    assert filler.any()
+    seen_by_others = (mask & filler[:, None, :] & ~filler[:, :, None]).any()
+    assert not seen_by_others
+    assert mask.any(-1).all(), "every softmax has something to sum"
+
+
+def test_losses_are_those_of_each_target_by_hand(model: Model, rows: Rows) -> None:
+    loss = losses(model, rows)
+    with torch.no_grad():
+        log_p = model.logits(hidden_states(model, rows), "autograd").double().log_softmax(-1)
+    ar = diffusion = ar_tokens = weights = 0.0
+    for row in range(len(rows.tokens)):
+        for i in range(rows.tokens.shape[1]):
+            target = int(rows.targets[row, i])
+            if target < 0:
+                continue
+            nats = -float(log_p[row, i, target])
+            if rows.block[row, i] < 0:
+                ar, ar_tokens = ar + nats, ar_tokens + 1
+            else:
+                weight = float(rows.weights[row, i])
+                diffusion, weights = diffusion + weight * nats, weights + weight
+    assert float(loss.ar) == pytest.approx(ar, rel=1e-4) and int(loss.ar_tokens) == ar_tokens
+    assert float(loss.diffusion) == pytest.approx(diffusion, rel=1e-4)
+    assert float(loss.diffusion_tokens) == pytest.approx(weights, rel=1e-5)
+    objective = float(loss.objective(loss.ar_tokens, loss.diffusion_tokens))
+    assert objective == pytest.approx(ar / ar_tokens + 0.3 * diffusion / weights, rel=1e-4)

@@ -1,0 +1,128 @@
+"""Packed rows: what is under a mask, what is a target, and what a document keeps to itself."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from dlm_core.training.rows import IGNORED, Document, Noise, Rows, pack
+
+MASK, EOS = 0, 1
+ANSWER = Document([2, 10, 11, 12, 20, 21, 22, 23, EOS], start=4)
+
+
+def packed(
+    *documents: Document, noise: Noise | None = None, seed: int = 0, length: int = 128
+) -> Rows:
+    return pack(documents, noise, length, 10**6, random.Random(seed))
+
+
+def test_clean_stream_predicts_the_next_token_of_the_answer() -> None:
+    rows = packed(ANSWER)
+    n = len(ANSWER.tokens)
+    assert rows.tokens[0, :n].tolist() == ANSWER.tokens
+    assert rows.positions[0, :n].tolist() == list(range(n))
+    assert rows.targets[0, :n].tolist() == [IGNORED] * 3 + ANSWER.tokens[4:] + [IGNORED]
+    assert (rows.document[0, n:] == -1).all() and (rows.targets[0, n:] == IGNORED).all()
+    assert (rows.block == -1).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_noisy_blocks_hold_the_answer_under_masks(seed: int) -> None:
+    rows = packed(ANSWER, noise=Noise(MASK, EOS, block_lengths=(4,)), seed=seed)
+    noisy = rows.block[0] >= 0
+    for block in rows.block[0, noisy].unique():
+        at = rows.block[0] == block
+        positions = rows.positions[0, at].tolist()
+        begin = int(rows.block_start[0, at][0])
+        assert positions == list(range(begin, begin + 4)) and begin >= ANSWER.start
+        clean = [ANSWER.tokens[p] if p < len(ANSWER.tokens) else EOS for p in positions]
+        for token, target, true in zip(
+            rows.tokens[0, at].tolist(), rows.targets[0, at].tolist(), clean, strict=True
+        ):
+            assert (token, target) in ((MASK, true), (true, IGNORED))
+        assert (rows.tokens[0, at] == MASK).any()
+
+
+def test_a_text_cut_off_is_not_followed_by_ends() -> None:
+    cut = Document([2, 10, 11, 12, 13, 14])
+    rows = packed(cut, noise=Noise(MASK, EOS, block_lengths=(32,)))
+    assert EOS not in rows.targets[0] and rows.positions.max() == len(cut.tokens) - 1
+
+
+def test_every_number_of_masks_is_as_likely_and_weights_even_them_out() -> None:
+    noise = Noise(MASK, EOS, block_lengths=(4,), keep_first=0)
+    document = Document([2, 10, 11, 12, EOS], start=1)
+    counts, weight = Counter(), 0.0
+    for seed in range(4000):
+        rows = packed(document, noise=noise, seed=seed)
+        at = (rows.block[0] == 0) & (rows.targets[0] != IGNORED)
+        counts[int(at.sum())] += 1
+        weight += float(rows.weights[0, at].sum())
+        assert float(rows.weights[0, at][0]) == pytest.approx(4 / int(at.sum()))
+    assert set(counts) == {1, 2, 3, 4}
+    # 1000 expected of each, standard deviation 27.
+    assert all(abs(count - 1000) < 5 * 27 for count in counts.values())
+    assert weight == pytest.approx(4000 * 4)
+
+
+def test_drafts_see_a_clean_first_token_and_masks_alone() -> None:
+    rows = packed(ANSWER, noise=Noise(MASK, EOS, block_lengths=(4,), all_masked=True))
+    for block in rows.block[0, rows.block[0] >= 0].unique():
+        tokens = rows.tokens[0, rows.block[0] == block].tolist()
+        assert tokens[0] != MASK and tokens[1:] == [MASK] * 3
+
+
+def test_keep_first_is_a_chance() -> None:
+    noise = Noise(MASK, EOS, block_lengths=(4,), keep_first=0.75)
+    firsts = []
+    for seed in range(2000):
+        rows = packed(Document([2, 10, 11, 12, EOS], start=1), noise=noise, seed=seed)
+        at = rows.block[0] == 0
+        # All other three masked: only then does a clean first token tell that it was kept.
+        if (rows.tokens[0, at][1:] == MASK).all():
+            firsts.append(int(rows.tokens[0, at][0]) != MASK)
+    # Three masks of three candidates (seeded: chance 1/3), or of four without the first (1/16), or
+    # four of four (1/4).
+    seeded, unseeded_clean, unseeded = 0.75 / 3, 0.25 / 4 / 4, 0.25 / 4
+    expected = (seeded + unseeded_clean) / (seeded + unseeded_clean + unseeded)
+    assert abs(sum(firsts) / len(firsts) - expected) < 0.05
+
+
+def test_documents_are_packed_whole_and_none_is_lost() -> None:
+    rng = random.Random(3)
+    documents = [
+        Document([2, *rng.choices(range(5, 99), k=rng.randint(3, 40)), EOS]) for _ in range(60)
+    ]
+    rows = packed(*documents, noise=Noise(MASK, EOS, block_lengths=(8,)))
+    found = []
+    for row in range(len(rows.tokens)):
+        for number in rows.document[row].unique():
+            if number >= 0:
+                at = (rows.document[row] == number) & (rows.block[row] < 0)
+                found.append(tuple(rows.tokens[row, at].tolist()))
+                whole = rows.document[row] == number
+                first = int(whole.nonzero()[0])
+                assert whole[first : first + int(whole.sum())].all(), "a document lies in one piece"
+    assert Counter(found) == Counter(tuple(document.tokens) for document in documents)
+    filled = (rows.document >= 0).float().mean()
+    assert filled > 0.85
+    for row in range(len(rows.tokens)):
+        # Blocks of different documents never share a number.
+        pairs = {
+            (int(b), int(d))
+            for b, d in zip(rows.block[row], rows.document[row], strict=True)
+            if b >= 0
+        }
+        assert len({block for block, _ in pairs}) == len(pairs)
+
+
+def test_max_tokens_counts_both_streams() -> None:
+    endless = iter(lambda: ANSWER, None)
+    rows = pack(endless, Noise(MASK, EOS), 128, 500, random.Random(0))
+    n_tokens = int((rows.document >= 0).sum())
+    assert 500 <= n_tokens < 500 + 128
+
+
+def test_rows_are_as_long_as_the_longest_document_needs() -> None:
+    assert packed(ANSWER, length=8).tokens.shape == (1, len(ANSWER.tokens))

@@ -1,0 +1,174 @@
+"""Training as a whole: the loss falls, a killed run ends as if nothing had happened, two processes
+learn what one learns, and what comes out is a checkpoint."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+import dlm_core
+from dlm_core.training.data import Mixture
+from dlm_core.training.fit import HISTORY, StepReport, fit, read_history
+from dlm_core.training.loss import losses
+from dlm_core.training.recipe import Recipe
+from dlm_core.training.rows import Noise, Rows
+from dlm_core.training.run import main, model_schedule, new_model, train
+
+ROOT = Path(__file__).parents[3]
+
+
+def history(folder: Path, stage: str) -> list[dict]:
+    """The steps of a stage, without the one field that no two runs share."""
+    steps = read_history(folder / f"{stage}_fit" / HISTORY)
+    return [{key: value for key, value in step.items() if key != "seconds"} for step in steps]
+
+
+def outcome(folder: Path) -> tuple:
+    files = sorted((folder / "model").rglob("*.safetensors"))
+    return [file.read_bytes() for file in files], history(folder, "model"), history(folder, "draft")
+
+
+def start(recipe: Recipe, folder: Path, tokenizer: Tokenizer, *launcher: str) -> subprocess.Popen:
+    """`dlm train` in a process of its own, with the tokenizer there already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder.parent / "recipe.json").write_text(json.dumps(recipe.to_dict()))
+    if not (folder / "model").exists():
+        (folder / "model").mkdir()
+        tokenizer.save(str(folder / "model" / "tokenizer.json"))
+    paths = [ROOT / "kernels", ROOT / "bench", ROOT / "roofline", ROOT]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, *launcher, "-m", "dlm_core.cli", "train"]
+    command += ["--recipe", str(folder.parent / "recipe.json"), "--out", str(folder)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def finished(
+    recipe: Recipe, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    process = start(recipe, folder, tokenizer)
+    assert process.wait() == 0, process.stderr.read()
+    return folder
+
+
+def test_loss_falls_in_fifty_steps_and_a_checkpoint_comes_out(finished: Path) -> None:
+    steps = read_history(finished / "model_fit" / HISTORY)
+    assert [step["step"] for step in steps] == list(range(1, 51))
+    ar = [step["ar"] for step in steps]
+    diffusion = [step["diffusion"] for step in steps if step["diffusion"] is not None]
+    assert len(diffusion) == 30, "the first twenty steps have no noisy stream"
+    assert fmean(ar[-5:]) < 0.75 * fmean(ar[:5])
+    assert fmean(diffusion[-5:]) < 0.9 * fmean(diffusion[:5])
+
+    checkpoint = finished / "model"
+    model = dlm_core.load_model(checkpoint)
+    assert model.has_draft_lora
+    assert dlm_core.generate(model, [2, 3, 9, 4], 8, "linear_spec").tokens
+    record = json.loads((checkpoint / "training.json").read_text())
+    assert record["seconds"]["model"] > 0 and record["tokens"]["draft"] > 0
+    card = (checkpoint / "README.md").read_text()
+    assert "loss.png" in card and (checkpoint / "loss.png").stat().st_size > 10_000
+
+
+def test_a_killed_run_ends_with_the_same_bits(
+    finished: Path, recipe: Recipe, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed" / "run"
+    rng = random.Random(0)
+    # Before the first state, between states, between the stages, within the last.
+    for stage, step in (("model", 3), ("model", rng.randint(21, 45)), ("draft", rng.randint(1, 9))):
+        process = start(recipe, folder, tokenizer)
+        path = folder / f"{stage}_fit" / HISTORY
+        while process.poll() is None and len(read_history(path)) < step:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (folder / "model" / "README.md").exists(), "it was killed too late"
+    process = start(recipe, folder, tokenizer)
+    assert process.wait() == 0, process.stderr.read()
+    assert outcome(folder) == outcome(finished)
+
+
+def test_two_processes_learn_what_one_learns_from_both_their_batches(
+    recipe: Recipe, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    recipe = replace(recipe, ar_steps=4, joint_steps=6, draft_steps=3, row_length=224, warmup=1)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = start(recipe, tmp_path / "run", tokenizer, *launcher)
+
+    mixture = Mixture(tokenizer, recipe.seed, 0.0, recipe.row_length, recipe.tokens_per_step // 2)
+    noise = Noise(recipe.model.mask_token_id, recipe.model.eos_token_id)
+
+    def both(step: int) -> Rows:
+        batches = [mixture.batch(step, noise if step >= 4 else None, rank) for rank in (0, 1)]
+        return Rows(*map(torch.cat, zip(*batches, strict=True)))
+
+    alone: list[StepReport] = []
+    model = new_model(recipe, torch.device("cpu"))
+    schedule = model_schedule(recipe)
+    fit(model, partial(losses, model), both, schedule, tmp_path / "alone", alone.append)
+
+    assert process.wait() == 0, process.stderr.read()
+    together = read_history(tmp_path / "run" / "model_fit" / HISTORY)
+    for one, two in zip(alone, together, strict=True):
+        assert one.tokens == two["tokens"]
+        # Products are rounded to bfloat16, in another order on two processes.
+        assert two["ar"] == pytest.approx(one.ar, rel=5e-3), one.step
+        assert two["diffusion"] == (one.diffusion and pytest.approx(one.diffusion, rel=5e-3))
+    assert alone[-1].ar < 0.97 * alone[0].ar, "ten steps that learn nothing would show nothing"
+    assert dlm_core.load_model(tmp_path / "run" / "model").has_draft_lora
+
+
+def test_a_folder_of_another_recipe_is_left_alone(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "recipe.json").write_text("{}\n")
+    with pytest.raises(ValueError, match="holds a run of another recipe"):
+        train(recipe, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": 1}, "seeds"),
+        ({"ar_steps": 0}, "ar_steps is 0; it must be a positive integer"),
+        ({"text_share": 2}, r"text_share is 2; it must be in \[0, 1\]"),
+        ({"task_weights": {"sorting": 2}}, "task_weights names 'sorting', which is no task"),
+        ({"model": None}, "model"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_named_with_its_file(
+    change: dict, message: str, recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(recipe.to_dict() | change))
+    with pytest.raises(SystemExit) as exit:
+        main(["--recipe", str(path), "--out", str(tmp_path / "run")])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and str(path) in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_survives_its_file(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(recipe, task_weights={"sort": 2.0})
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_dict()))
+    assert Recipe.from_json(tmp_path / "recipe.json") == recipe
