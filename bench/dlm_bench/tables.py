@@ -23,6 +23,10 @@ READING = (
     " A peer's time is given over ours; above 1 ours is faster."
 )
 
+# Columns of words, and of those the ones that wrap; all others are numbers.
+_WORDS = ("shape", "stage", "ceiling", "what", "setting", "task", "passages", "perplexity")
+_WRAPPED = ("why", "mistake")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -65,29 +69,31 @@ def heading(record: Record) -> str:
 
 
 def print_tables(record: Record, console: Console) -> None:
-    """The whole record on the terminal. A table wider than the terminal is printed all the same."""
-    unbounded = console.options.update(max_width=10_000)
+    """The whole record on the terminal."""
     console.print(heading(record), highlight=False)
     console.print(READING, style="dim", highlight=False)
     for table in tables(record):
-        drawn = RichTable(
-            box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True
+        print_table(table, console)
+
+
+def print_table(table: Table, console: Console) -> None:
+    """A table on the terminal, whole even where it is wider than that."""
+    unbounded = console.options.update(max_width=10_000)
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    for name in table.header:
+        drawn.add_column(
+            textwrap.fill(name, 9, break_long_words=False),
+            justify="left" if name in _WORDS + _WRAPPED else "right",
+            no_wrap=name not in _WRAPPED,
+            max_width=60 if name in _WRAPPED else None,
         )
-        for name in table.header:
-            text = name in ("shape", "stage", "ceiling", "what", "why")
-            drawn.add_column(
-                textwrap.fill(name, 9, break_long_words=False),
-                justify="left" if text else "right",
-                no_wrap=name != "why",
-                max_width=60 if name == "why" else None,
-            )
-        for row in table.rows:
-            drawn.add_row(*row)
-        drawn.width = console.measure(drawn, options=unbounded).maximum
-        console.print(f"\n{table.title}", style="bold", highlight=False)
-        console.print(drawn, crop=False)
-        for note in table.notes:
-            console.print(f"  {note}", style="dim", highlight=False)
+    for row in table.rows:
+        drawn.add_row(*row)
+    drawn.width = console.measure(drawn, options=unbounded).maximum
+    console.print(f"\n{table.title}", style="bold", highlight=False)
+    console.print(drawn, crop=False)
+    for note in table.notes:
+        console.print(f"  {note}", style="dim", highlight=False)
 
 
 def markdown(record: Record) -> str:

@@ -7,7 +7,7 @@ Block Diffusion, arXiv 2503.09573; the clean stream causal as in Nemotron-Labs D
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -77,4 +77,4 @@ def _flex_attend(rows: Rows) -> Attend:
 
 @cache
 def _compiled_flex() -> Callable[..., Tensor]:
-    return torch.compile(partial(flex_attention), dynamic=False)
+    return torch.compile(flex_attention)

@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -87,6 +88,9 @@ def fit(
         batch: rows of a step counted from 0, on the CPU; a function of the step alone.
         folder: of this fit's states and of its history; a state there is gone on from.
         report: called after every step, on every process.
+
+    Raises:
+        FloatingPointError: a gradient is not finite; no parameter took it.
     """
     device = next(model.parameters()).device
     state = _State(model, schedule, folder)
@@ -132,6 +136,12 @@ class _State:
         # The gradients of the processes are averaged, so each adds its share of one mean.
         (world_size() * loss.objective(*counts)).backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.schedule.max_gradient_norm)
+        norm = whole(norm).item()
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient of step {self.step + 1} is not finite; lower the learning rates, and"
+                " start anew"
+            )
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -146,7 +156,7 @@ class _State:
             step=self.step,
             ar=ar,
             diffusion=diffusion,
-            gradient_norm=whole(norm).item(),
+            gradient_norm=norm,
             learning_rate=factor * self.schedule.learning_rate,
             tokens=n_tokens.item(),
             seconds=time.perf_counter() - start,
@@ -180,7 +190,10 @@ class _State:
         if rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         barrier()
-        sharded_files.save(self._contents(), checkpoint_id=partial)
+        with warnings.catch_warnings():
+            # That there is one process is no mistake.
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            sharded_files.save(self._contents(), checkpoint_id=partial)
         barrier()
         if rank() == 0:
             older = _saved_states(self.folder)

@@ -55,7 +55,7 @@ class Rows(NamedTuple):
     block: which of the row's noisy blocks; -1 in the clean stream.
     block_start: noisy: position at which the block starts; clean: 0.
     targets: clean: the next token; noisy: the token under a mask; else IGNORED.
-    weights: of each target's loss: 1, or 1 / p under a mask.
+    weights: of each target's loss: 1, or n / m under a mask.
     """
 
     tokens: Tensor

@@ -171,7 +171,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         recipe = RECIPES.get(arguments.recipe) or Recipe.from_json(arguments.recipe)
         checkpoint = train(recipe, arguments.out)
-    except (OSError, TypeError, ValueError) as error:
+    except (ArithmeticError, OSError, TypeError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, f"{parser.prog}: interrupted; the same command goes on from here\n")

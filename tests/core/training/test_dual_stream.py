@@ -149,3 +149,11 @@ def test_losses_are_those_of_each_target_by_hand(model: Model, rows: Rows) -> No
     assert float(loss.diffusion_tokens) == pytest.approx(weights, rel=1e-5)
     objective = float(loss.objective(loss.ar_tokens, loss.diffusion_tokens))
     assert objective == pytest.approx(ar / ar_tokens + 0.3 * diffusion / weights, rel=1e-4)
+
+
+@pytest.mark.gpu
+def test_flex_attention_is_attention_under_the_mask(model: Model, rows: Rows) -> None:
+    expected = hidden_states(model, rows)
+    found = hidden_states(model.to("cuda"), rows.to(torch.device("cuda"))).cpu()
+    model.to("cpu")
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)  # tf32 may be on

@@ -1,0 +1,1 @@
+"""Quality against speed: what every mode and rule gets right, in how many forwards."""

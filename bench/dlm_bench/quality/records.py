@@ -1,0 +1,268 @@
+"""The record of a quality run: what every setting did on every example, and on what it ran.
+
+Tables and pictures are made from records alone. Columns run over the examples in order, which are
+one of each task in turn; so a setting measured on fewer examples has the first ones.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import dlm_core
+import dlm_kernels
+from dlm_core.draft_lora import FOLDER
+from dlm_core.tasks import TASKS, Example
+from dlm_roofline.records import Device, Skipped
+
+from . import evaluate, oracle, perplexity
+from .evaluate import Outcome, Setting
+
+SCHEMA = 1
+SCOPES = ("standard", "quick")
+# Parts of dlm_core that decide nothing of what a setting generates.
+_NOT_DECODING = {"cli.py", "block_trace.py", "training", "small_model"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The model measured. hash: of its config, weights, LoRA and tokenizer. dtype: as computed."""
+
+    name: str
+    hash: str
+    dtype: str
+    parameters: int
+    block_size: int
+    has_draft_lora: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The examples. tasks: those of one turn, in order. hash: of every prompt and answer."""
+
+    seed: int
+    per_task: int
+    tasks: list[str]
+    hash: str
+
+    def __post_init__(self) -> None:
+        if not self.tasks or self.per_task < 1:
+            raise ValueError(f"a sample of {self.per_task} examples of each of {self.tasks}")
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An example that was answered wrongly."""
+
+    prompt: str
+    answer: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one setting did. Columns hold an entry an example, in the sample's order.
+
+    tokens, forwards: generated, and run for them, without the prefill's. digests: of the tokens,
+        to tell whether two settings gave the same. cycles: of self-speculation, the tokens that
+        each cycle emitted, before any cut; else empty.
+    kinds: forwards by kind, over all examples. seconds: of the whole setting, batched.
+    mistakes: the first of each task.
+    """
+
+    setting: Setting
+    right: list[bool]
+    tokens: list[int]
+    forwards: list[int]
+    digests: list[str]
+    cycles: list[list[int]]
+    kinds: dict[str, int]
+    seconds: float
+    mistakes: list[Mistake]
+
+    def __post_init__(self) -> None:
+        n = len(self.right)
+        for name in ("tokens", "forwards", "digests"):
+            if len(getattr(self, name)) != n:
+                raise ValueError(f"{name} holds {len(getattr(self, name))} entries; right has {n}")
+        if n == 0 or len(self.cycles) not in (0, n):
+            raise ValueError(f"cycles holds {len(self.cycles)} entries; right has {n}")
+
+    @classmethod
+    def of(cls, setting: Setting, outcomes: Sequence[Outcome], seconds: float) -> "Result":
+        kinds: dict[str, int] = {}
+        mistakes: dict[str, Mistake] = {}
+        for each in outcomes:
+            for kind, n in each.generation.forwards.items():
+                kinds[kind] = kinds.get(kind, 0) + n
+            if not each.right:
+                example = each.example
+                mistake = Mistake(example.prompt, example.answer, each.text)
+                mistakes.setdefault(example.task, mistake)
+        speculates = any(each.generation.accepted for each in outcomes)
+        return cls(
+            setting,
+            right=[each.right for each in outcomes],
+            tokens=[len(each.generation.tokens) for each in outcomes],
+            forwards=[each.forwards for each in outcomes],
+            digests=[digest(repr(each.generation.tokens), 4) for each in outcomes],
+            cycles=[each.generation.accepted for each in outcomes] if speculates else [],
+            kinds=kinds,
+            seconds=seconds,
+            mistakes=list(mistakes.values()),
+        )
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp(nats a token), over tokens of "answers" or of "text". kind: see `perplexity`.
+
+    low, high: the 95% interval over passages. block_length: None if autoregressive.
+    """
+
+    kind: str
+    over: str
+    block_length: int | None
+    value: float
+    low: float
+    high: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class OracleDiffusion:
+    """The oracle at one block length; columns as in Result. per_step: see `oracle`."""
+
+    block_length: int
+    tokens: list[int]
+    forwards: list[int]
+    forced: int
+    per_step: list[list[int]]
+    seconds: float
+
+    def __post_init__(self) -> None:
+        _check_columns(self, "forwards", "per_step")
+
+
+@dataclass(frozen=True)
+class OracleDraft:
+    """Drafts against the reference; columns as in Result, a list of cycles each. See `oracle`."""
+
+    block_length: int
+    lora: bool
+    tokens: list[int]
+    prefix: list[list[int]]
+    anywhere: list[list[int]]
+    right: list[list[str]]
+    seconds: float
+
+    def __post_init__(self) -> None:
+        _check_columns(self, "prefix", "anywhere", "right")
+
+
+@dataclass(frozen=True)
+class QualityRecord:
+    """One run of `dlm quality`.
+
+    complete: False while the run goes on, and for good if it was cut short.
+    scope: "standard", or "quick": a few settings on a few examples.
+    code: hash of the sources that decide what is generated and what counts as right.
+    max_new_tokens: of every setting.
+    """
+
+    schema: int
+    complete: bool
+    scope: str
+    date: str
+    commit: str
+    dirty: bool
+    command: str
+    backend: str
+    versions: dict[str, str]
+    device: Device
+    model: Checkpoint
+    code: str
+    sample: Sample
+    max_new_tokens: int
+    results: list[Result] = field(default_factory=list)
+    perplexities: list[Perplexity] = field(default_factory=list)
+    oracle_diffusion: list[OracleDiffusion] = field(default_factory=list)
+    oracle_drafts: list[OracleDraft] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.scope not in SCOPES:
+            raise ValueError(f"scope is {self.scope!r}; it must be one of {', '.join(SCOPES)}")
+        longest = self.sample.per_task * len(self.sample.tasks)
+        for result in self.results:
+            if len(result.right) > longest or len(result.right) % len(self.sample.tasks):
+                raise ValueError(
+                    f"{result.setting.name} has {len(result.right)} examples; they must be as many"
+                    f" of each of {len(self.sample.tasks)} tasks, at most {longest}"
+                )
+
+    def result(self, setting: Setting) -> Result | None:
+        return next((each for each in self.results if each.setting == setting), None)
+
+    def differs_from(self, other: "QualityRecord") -> str | None:
+        """Why the other's results cannot go on in this one, in words; None if they can."""
+        compared = {
+            "model": (self.model, other.model),
+            "code": (self.code, other.code),
+            "sample": (self.sample, other.sample),
+            "longest answer": (self.max_new_tokens, other.max_new_tokens),
+            "scope": (self.scope, other.scope),
+            "device": (self.device.name, other.device.name),
+            "number of threads": tuple(x.device.details.get("threads") for x in (self, other)),
+            "backend": (self.backend, other.backend),
+            "versions": (self.versions, other.versions),
+        }
+        apart = [name for name, (mine, others) in compared.items() if mine != others]
+        return ", ".join(apart) or None
+
+
+def sample_of(examples: Sequence[Example], per_task: int, seed: int) -> Sample:
+    tasks = [example.task for example in examples[: len(TASKS)]]
+    return Sample(seed, per_task, tasks, digest(repr(examples)))
+
+
+def checkpoint_hash(folder: Path) -> str:
+    """Of the files that decide what a checkpoint generates."""
+    names = ("config.json", "tokenizer.json", f"{FOLDER}/*.json", "*.safetensors")
+    files = [file for name in names for file in sorted(folder.glob(name))]
+    return _of_files([*files, *sorted(folder.glob(f"{FOLDER}/*.safetensors"))], folder)
+
+
+def code_hash() -> str:
+    """Of the sources that decide what is generated and what counts as right."""
+    core, kernels = Path(dlm_core.__file__).parent, Path(dlm_kernels.__file__).parent
+    ours = [Path(module.__file__) for module in (evaluate, oracle, perplexity)]
+    core_files = [
+        file for file in core.rglob("*.py") if file.relative_to(core).parts[0] not in _NOT_DECODING
+    ]
+    parts = [
+        _of_files(sorted(kernels.rglob("*.py")), kernels),
+        _of_files(sorted(core_files), core),
+        _of_files(ours, ours[0].parent),
+    ]
+    return digest(repr(parts))
+
+
+def digest(text: str, size: int = 16) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
+
+
+def _of_files(files: Sequence[Path], root: Path) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    for file in files:
+        content = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+        total.update(f"{file.relative_to(root).as_posix()} {content}\n".encode())
+    return total.hexdigest()
+
+
+def _check_columns(row: OracleDiffusion | OracleDraft, *names: str) -> None:
+    for name in names:
+        if len(getattr(row, name)) != len(row.tokens):
+            raise ValueError(
+                f"{name} holds {len(getattr(row, name))} entries; tokens has {len(row.tokens)}"
+            )
