@@ -10,6 +10,7 @@ import pytest
 
 from dlm_core import Sampling, cli, generate, infill, load_model, refine
 from dlm_core.decoding.new_request import MODES
+from dlm_core.generate_command import label_of, tokenizer_of
 from dlm_kernels.rules import RULES
 
 PROMPT = "91 93"
@@ -221,7 +222,8 @@ def small_model(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         single="<|begin|> $A", special_tokens=[("<|begin|>", 1)]
     )
     pieces.save(str(checkpoint / "tokenizer.json"))
-    monkeypatch.setattr(cli, "SMALL_MODEL", checkpoint)
+    for module in (cli, cli.generate_command):
+        monkeypatch.setattr(module, "SMALL_MODEL", checkpoint)
     return checkpoint
 
 
@@ -243,7 +245,7 @@ def test_without_a_folder_the_small_model_answers(
 def test_a_build_without_the_small_model_says_what_to_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(cli, "SMALL_MODEL", tmp_path)
+    monkeypatch.setattr(cli.generate_command, "SMALL_MODEL", tmp_path)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["generate", "--prompt", "sort: 5 3 9 1"])
     error = capsys.readouterr().err
@@ -252,11 +254,11 @@ def test_a_build_without_the_small_model_says_what_to_name(
 
 
 def test_a_token_is_shown_on_one_line(small_model: Path) -> None:
-    tokenizer = cli._tokenizer(small_model)
-    shown = [cli._label(token, tokenizer) for token in (2, 5, 6, 7, 8, 12, 500)]
+    tokenizer = tokenizer_of(small_model)
+    shown = [label_of(token, tokenizer) for token in (2, 5, 6, 7, 8, 12, 500)]
     assert shown == ["⟨end⟩", "␣a", "↵", "⇥", "�", "w12", "500"]
-    assert cli._label(9, tokenizer) == "�", "an escape character reached the terminal"
-    assert cli._label(12, None) == "12"
+    assert label_of(9, tokenizer) == "�", "an escape character reached the terminal"
+    assert label_of(12, None) == "12"
 
 
 # --- --trace
@@ -292,9 +294,9 @@ def test_trace_draws_every_mode_that_drafts_or_denoises(
     assert title == f"{len(plain['tokens'])} tokens in {n_forwards} forwards"
     rule = {"diffusion": ", rule nemotron", "infill": ", steps 2", "refine": ", rule llada2"}
     assert details == f"{mode}{rule.get(mode, '')}, tiny-a\nprompt: w11 w14 w17"
-    tokenizer = cli._tokenizer(small_model)
+    tokenizer = tokenizer_of(small_model)
     shown = [cell.label for panel in trace.panels for cell in panel.rows[-1][1]]
-    assert shown[: len(plain["tokens"])] == [cli._label(t, tokenizer) for t in plain["tokens"]]
+    assert shown[: len(plain["tokens"])] == [label_of(t, tokenizer) for t in plain["tokens"]]
     n_rows = sum(len(panel.rows) for panel in trace.panels)
     assert n_rows == len(plain["committed"] or plain["accepted"])
     cells = [cell for panel in trace.panels for _, row in panel.rows for cell in row]
@@ -334,7 +336,11 @@ def test_a_trace_that_cannot_be_written_is_refused_before_the_model_runs(
     else:
         pytest.importorskip("matplotlib", reason="pictures are drawn with matplotlib")
     (tmp_path / "folder.png").mkdir()
-    monkeypatch.setattr(cli, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+
+    def load(*arguments, **options) -> None:
+        pytest.fail("the model was loaded")
+
+    monkeypatch.setattr(cli.generate_command, "load_model", load)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["generate", str(golden / "tiny-a"), "--tokens", "8 11"]
                  + ["--trace", str(tmp_path / (picture or "t.png"))])  # fmt: skip

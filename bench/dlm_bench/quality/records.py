@@ -21,7 +21,7 @@ from .evaluate import Outcome, Setting
 SCHEMA = 1
 SCOPES = ("standard", "quick")
 # Parts of dlm_core that decide nothing of what a setting generates.
-_NOT_DECODING = {"cli.py", "block_trace.py", "training", "small_model"}
+_NOT_DECODING = {"cli.py", "generate_command.py", "block_trace.py", "training", "small_model"}
 
 
 @dataclass(frozen=True)
