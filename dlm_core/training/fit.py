@@ -10,8 +10,9 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -190,9 +191,7 @@ class _State:
         if rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         barrier()
-        with warnings.catch_warnings():
-            # That there is one process is no mistake.
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        with _one_process_is_no_mistake():
             sharded_files.save(self._contents(), checkpoint_id=partial)
         barrier()
         if rank() == 0:
@@ -206,7 +205,8 @@ class _State:
         if not saved:
             return
         contents = self._contents()
-        sharded_files.load(contents, checkpoint_id=saved[-1])
+        with _one_process_is_no_mistake():
+            sharded_files.load(contents, checkpoint_id=saved[-1])
         set_state_dict(
             self.model,
             self.optimizers,
@@ -215,6 +215,14 @@ class _State:
             options=StateDictOptions(strict=False),
         )
         self.step = int(contents["step"])
+
+
+@contextmanager
+def _one_process_is_no_mistake() -> Iterator[None]:
+    """Without the warning that nothing is distributed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
 
 
 def _optimizers(trained: dict[str, nn.Parameter], schedule: Schedule) -> list[Optimizer]:

@@ -133,7 +133,7 @@ SMALL = Recipe(
     ),
     seed=0,
     ar_steps=2600,
-    joint_steps=5400,
+    joint_steps=6600,
     draft_steps=300,
     tokens_per_step=3000,
     row_length=192,

@@ -6,8 +6,10 @@ was when it is started again with the same folder.
 """
 
 import argparse
+import fcntl
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -39,12 +41,11 @@ def train(recipe: Recipe, folder: Path) -> Path:
     Started by torchrun, every process calls this, and the weights are sharded over them.
 
     Raises:
-        ValueError: `folder` holds a run of another recipe.
+        ValueError: `folder` holds a run of another recipe, or one that is under way.
     """
     checkpoint = folder / "model"
-    with process_group() as device:
+    with process_group() as device, _claimed(folder, recipe):
         if rank() == 0:
-            _claim(folder, recipe)
             if not (checkpoint / "tokenizer.json").exists():
                 text = train_tokenizer(recipe.seed, recipe.model.vocab_size).to_str()
                 write_whole(checkpoint / "tokenizer.json", text)
@@ -66,8 +67,12 @@ def train(recipe: Recipe, folder: Path) -> Path:
     return checkpoint
 
 
-def _claim(folder: Path, recipe: Recipe) -> None:
-    """Make the folder this recipe's, or see that it is."""
+@contextmanager
+def _claimed(folder: Path, recipe: Recipe) -> Iterator[None]:
+    """Make the folder this recipe's, or see that it is, and keep other runs out meanwhile."""
+    if rank() != 0:
+        yield
+        return
     path = folder / "recipe.json"
     text = json.dumps(recipe.to_dict(), indent=1) + "\n"
     if not path.exists():
@@ -77,6 +82,12 @@ def _claim(folder: Path, recipe: Recipe) -> None:
             f"folder is {folder}, which holds a run of another recipe; choose a new one, or remove"
             " it to start anew"
         )
+    with open(path, encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"folder is {folder}, where another run is under way") from None
+        yield
 
 
 def _train_model(

@@ -1,6 +1,7 @@
 """Training as a whole: the loss falls, a killed run ends as if nothing had happened, two processes
 learn what one learns, and what comes out is a checkpoint."""
 
+import fcntl
 import json
 import os
 import random
@@ -142,6 +143,17 @@ def test_a_folder_of_another_recipe_is_left_alone(
     (tmp_path / "recipe.json").write_text("{}\n")
     with pytest.raises(ValueError, match="holds a run of another recipe"):
         train(recipe, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+
+
+def test_a_folder_where_a_run_is_under_way_is_left_alone(
+    finished: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.json").write_text((finished / "recipe.json").read_text())
+    with open(tmp_path / "recipe.json") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="where another run is under way"):
+            train(recipe, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
 
 
