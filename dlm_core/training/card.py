@@ -4,6 +4,7 @@ import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import fill
 
 import torch
 
@@ -48,39 +49,36 @@ def write_card(checkpoint: Path, folder: Path, recipe: Recipe) -> None:
     minutes = sum(record["seconds"].values()) / 60
     n_tokens = sum(record["tokens"].values())
     model = recipe.model
-    text = f"""# A small diffusion language model
-
-{n_parameters / 1e6:.1f} million parameters ({model.num_hidden_layers} layers of hidden size
-{model.hidden_size}, {model.vocab_size} ids, blocks of {model.block_size}), {megabytes:.1f} MB with
-its tokenizer and draft LoRA, in the format of Nemotron-Labs Diffusion. One checkpoint decodes
-autoregressively, by diffusion and by self-speculation. It is there to show acceptance, confidence
-and mistakes that random weights cannot show; it knows its tasks and nothing else.
-
-## Data
-
-Generated tasks with one right answer each ({", ".join(TASKS)}; see `dlm_core/tasks`), and
-documentation strings and short functions of the standard library of Python
-{record["versions"]["python"]} (licence: PSF-2.0), {recipe.text_share:.0%} of the documents. One
-text in 20 is held out, by a hash of its content. Prompts are chat turns; the tokenizer adds the
-special tokens.
-
-## Training
-
-`make train`, seed {recipe.seed}: {recipe.ar_steps} autoregressive steps, {recipe.joint_steps} with
-the joint loss L_AR + 0.3 L_diff, and {recipe.draft_steps} of the draft LoRA (rank
-{recipe.draft_rank}, on o_proj) on the frozen model; {n_tokens / 1e6:.1f} million tokens in both
-streams. It took {minutes:.0f} minutes on {record["device"]}, with {record["processes"]} process(es)
-of {record["threads"]} threads and torch {record["versions"]["torch"]}. The weights are a running
-mean over the last steps. `{RECORD_FILE}` holds every setting.
-
-![Loss over the steps of training]({CURVE_FILE})
-
-## Limits
-
-It answers in the formats of its tasks alone, and has seen no prompt much longer than theirs. Code
-that it writes should be run as any stranger's code is: with limits.
-"""
-    write_whole(checkpoint / "README.md", text)
+    paragraphs = (
+        "# A small diffusion language model",
+        f"{n_parameters / 1e6:.1f} million parameters ({model.num_hidden_layers} layers of hidden"
+        f" size {model.hidden_size}, {model.vocab_size} ids, blocks of {model.block_size}),"
+        f" {megabytes:.1f} MB with its tokenizer and draft LoRA, in the format of Nemotron-Labs"
+        " Diffusion. One checkpoint decodes autoregressively, by diffusion and by"
+        " self-speculation. It is there to show acceptance, confidence and mistakes that random"
+        " weights cannot show; it knows its tasks and nothing else.",
+        "## Data",
+        f"Generated tasks with one right answer each ({', '.join(TASKS)}; see `dlm_core/tasks`),"
+        " and documentation strings and short functions of the standard library of Python"
+        f" {record['versions']['python']} (licence: PSF-2.0), {recipe.text_share:.0%} of the"
+        " documents. One text in 20 is held out, by a hash of its content. Prompts are chat turns;"
+        " the tokenizer adds the special tokens.",
+        "## Training",
+        f"`make train`, seed {recipe.seed}: {recipe.ar_steps} autoregressive steps,"
+        f" {recipe.joint_steps} with the joint loss L_AR + 0.3 L_diff, and {recipe.draft_steps} of"
+        f" the draft LoRA (rank {recipe.draft_rank}, on o_proj) on the frozen model;"
+        f" {n_tokens / 1e6:.1f} million tokens in both streams. The steps took {minutes:.0f}"
+        f" minutes on {record['device']}: processes {record['processes']}, threads"
+        f" {record['threads']}, torch {record['versions']['torch']}. The weights are a running"
+        " mean over the last steps."
+        f" `{RECORD_FILE}` holds every setting.",
+        f"![Loss over the steps of training]({CURVE_FILE})",
+        "## Limits",
+        "It answers in the formats of its tasks alone, and has seen no prompt much longer than"
+        " theirs. Code that it writes should be run as any stranger's code is: with limits.",
+    )
+    wrapped = (fill(each, 100, break_long_words=False) for each in paragraphs)
+    write_whole(checkpoint / "README.md", "\n\n".join(wrapped) + "\n")
 
 
 def _shapes(recipe: Recipe) -> list[torch.nn.Parameter]:
