@@ -43,7 +43,7 @@ def examples() -> list[Example]:
 
 
 @functools.cache
-def generations(mode: str, lora: bool | None = None) -> list[Generation]:
+def generations(mode: str, lora: bool | None) -> list[Generation]:
     batch = Batch(model(), pages=64 * 8)
     options = {"lora": lora} if lora is not None else {}
     prompts = [tokenizer().encode(example.prompt).ids for example in examples()]
@@ -59,7 +59,7 @@ def test_the_examples_are_200_of_every_task() -> None:
 
 @pytest.mark.parametrize("mode", AT_LEAST)
 def test_as_many_answers_are_right_as_when_it_was_trained(mode: str) -> None:
-    texts = [tokenizer().decode(generation.tokens) for generation in generations(mode)]
+    texts = [tokenizer().decode(generation.tokens) for generation in generations(mode, None)]
     assert sum(are_right(examples(), texts)) >= AT_LEAST[mode]
 
 
@@ -67,10 +67,10 @@ def test_as_many_answers_are_right_as_when_it_was_trained(mode: str) -> None:
     ("mode", "lora"), [("linear_spec", True), ("linear_spec", False), ("quadratic_spec", None)]
 )
 def test_self_speculation_is_lossless(mode: str, lora: bool | None) -> None:
-    expected = [generation.tokens for generation in generations("autoregressive")]
-    assert [generation.tokens for generation in generations(mode, lora)] == expected
-    n_forwards = sum(sum(g.forwards.values()) for g in generations(mode, lora))
-    assert n_forwards < 0.75 * sum(sum(g.forwards.values()) for g in generations("autoregressive"))
+    expected, found = generations("autoregressive", None), generations(mode, lora)
+    assert [each.tokens for each in found] == [each.tokens for each in expected]
+    n_forwards = [sum(sum(each.forwards.values()) for each in run) for run in (found, expected)]
+    assert n_forwards[0] < n_forwards[1] / 3
 
 
 def test_it_takes_at_most_12_megabytes() -> None:
