@@ -4,7 +4,6 @@ A row is what stands after one denoising step, or after one cycle of self-specul
 matplotlib.
 """
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby, pairwise
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from .decoding import StepEvent
+from .whole_file import replacing
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -142,15 +142,10 @@ def save_picture(trace: Trace, path: Path, title: str, details: str) -> None:
         OSError: the file cannot be written.
     """
     figure = picture(trace, title, details)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with warnings.catch_warnings():
-            # Characters that the font lacks are drawn as boxes.
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")
-            figure.savefig(unfinished, format=path.suffix[1:].lower(), dpi=130)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as unfinished, warnings.catch_warnings():
+        # Characters that the font lacks are drawn as boxes.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(unfinished, format=path.suffix[1:].lower(), dpi=130)
 
 
 def picture(trace: Trace, title: str, details: str) -> Figure:

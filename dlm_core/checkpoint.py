@@ -18,7 +18,7 @@ from . import draft_lora
 from .config import PRESETS, ModelConfig
 from .model import Device, Linear, Model, RMSNorm
 from .weight_files import SINGLE_FILE, check_headers, check_names, files_of, opened
-from .whole_file import write_whole
+from .whole_file import replacing, write_whole
 
 # Folder of the small trained model that comes with dlm-kernels, for `load_model`.
 SMALL_MODEL = Path(__file__).parent / "small_model"
@@ -71,9 +71,9 @@ def save_weights(folder: str | Path, config: ModelConfig, weights: dict[str, Ten
     folder, dtype = Path(folder), getattr(torch, config.torch_dtype)
     expected = dict(Model(config, device="meta", dtype=dtype).named_parameters())
     check_names(folder, "the config", set(expected), set(weights))
-    folder.mkdir(parents=True, exist_ok=True)
     stored = {name: weights[name].detach().to("cpu", dtype).contiguous() for name in expected}
-    save_file(stored, folder / SINGLE_FILE, metadata={"format": "pt"})
+    with replacing(folder / SINGLE_FILE) as file:
+        save_file(stored, file, metadata={"format": "pt"})
     write_whole(folder / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
 
 

@@ -5,14 +5,14 @@ supports, or it is on the list of keys that do not touch inference. Anything els
 that no setting that changes the math passes unseen.
 """
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from dlm_kernels.validate import HEAD_DIMS, MAX_BLOCK
+
+from .json_values import check_count, check_number, read_object
 
 # Keys with one supported value; a file may leave them out, but for `model_type`.
 _ONLY_VALUE = {
@@ -68,14 +68,14 @@ class RopeConfig:
     llama_4_scaling_beta: float
 
     def __post_init__(self) -> None:
-        _check_count("original_max_position_embeddings", self.original_max_position_embeddings)
-        _check_number("rope_theta", self.rope_theta, above=1)
-        _check_number("factor", self.factor, at_least=1)
-        _check_number("beta_slow", self.beta_slow, above=0)
-        _check_number("beta_fast", self.beta_fast, above=self.beta_slow)
-        _check_number("mscale", self.mscale, above=0)
-        _check_number("mscale_all_dim", self.mscale_all_dim, above=0)
-        _check_number("llama_4_scaling_beta", self.llama_4_scaling_beta, at_least=0)
+        check_count("original_max_position_embeddings", self.original_max_position_embeddings)
+        check_number("rope_theta", self.rope_theta, above=1)
+        check_number("factor", self.factor, at_least=1)
+        check_number("beta_slow", self.beta_slow, above=0)
+        check_number("beta_fast", self.beta_fast, above=self.beta_slow)
+        check_number("mscale", self.mscale, above=0)
+        check_number("mscale_all_dim", self.mscale_all_dim, above=0)
+        check_number("llama_4_scaling_beta", self.llama_4_scaling_beta, at_least=0)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RopeConfig":
@@ -118,7 +118,7 @@ class ModelConfig:
             "num_key_value_heads",
             "max_position_embeddings",
         ):
-            _check_count(key, getattr(self, key))
+            check_count(key, getattr(self, key))
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads is {self.num_attention_heads}; it must be a multiple of"
@@ -126,15 +126,15 @@ class ModelConfig:
             )
         if self.head_dim not in HEAD_DIMS:
             raise ValueError(f"head_dim is {self.head_dim!r}; it must be a power of two, 16 to 256")
-        _check_number("rms_norm_eps", self.rms_norm_eps, above=0)
+        check_number("rms_norm_eps", self.rms_norm_eps, above=0)
         for key in ("mask_token_id", "eos_token_id", "bos_token_id"):
-            _check_count(key, getattr(self, key), low=0, high=self.vocab_size - 1)
+            check_count(key, getattr(self, key), low=0, high=self.vocab_size - 1)
         if self.mask_token_id in (self.eos_token_id, self.bos_token_id):
             raise ValueError(
                 f"mask_token_id is {self.mask_token_id}; it must differ from eos_token_id and"
                 " bos_token_id"
             )
-        _check_count("block_size", self.block_size, low=2, high=MAX_BLOCK)
+        check_count("block_size", self.block_size, low=2, high=MAX_BLOCK)
         if not isinstance(self.rope, RopeConfig):
             raise TypeError(f"rope is {self.rope!r}; it must be a RopeConfig")
         if self.torch_dtype not in STORED_DTYPES:
@@ -171,15 +171,7 @@ class ModelConfig:
     @classmethod
     def from_json(cls, path: str | Path) -> "ModelConfig":
         """From a config.json file; an error names the file."""
-        path = Path(path)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} holds a {type(values).__name__}; it must hold an object")
+        values = read_object(path)
         try:
             return cls.from_dict(values)
         except (TypeError, ValueError) as error:
@@ -198,23 +190,6 @@ def _accounted(
         if key not in only and key not in used:
             raise ValueError(f"{key} is not a known key (it holds {value!r})")
     return {key: values[key] for key in used}
-
-
-def _check_count(key: str, value: Any, low: int = 1, high: float = math.inf) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{key} is {value!r}; it must be an integer")
-    if not low <= value <= high:
-        raise ValueError(f"{key} is {value}; it must be in [{low}, {high}]")
-
-
-def _check_number(
-    key: str, value: Any, above: float = -math.inf, at_least: float = -math.inf
-) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{key} is {value!r}; it must be a number")
-    if not (above < value < math.inf and value >= at_least):
-        bound = f"above {above}" if above > at_least else f"at least {at_least}"
-        raise ValueError(f"{key} is {value}; it must be finite and {bound}")
 
 
 _8B = ModelConfig(

@@ -16,7 +16,7 @@ from torch import Tensor
 from .config import ModelConfig
 from .model import Model
 from .weight_files import check_headers, opened
-from .whole_file import write_whole
+from .whole_file import replacing, write_whole
 
 FOLDER = "linear_spec_lora"
 CONFIG_FILE = "adapter_config.json"
@@ -102,14 +102,14 @@ def write(
     layers: for each, A [r, query_size] and B [hidden_size, r]; stored in the config's torch_dtype.
     """
     folder = folder / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
     dtype = getattr(torch, config.torch_dtype)
     tensors = {
         _tensor_name(i, part): tensor.detach().to("cpu", dtype).contiguous()
         for i, pair in enumerate(layers)
         for part, tensor in zip("AB", pair, strict=True)
     }
-    save_file(tensors, folder / WEIGHT_FILE, metadata={"format": "pt"})
+    with replacing(folder / WEIGHT_FILE) as file:
+        save_file(tensors, file, metadata={"format": "pt"})
     rank = layers[0][0].shape[0]
     settings = {"peft_type": "LORA", "target_modules": ["o_proj"], "r": rank, "lora_alpha": alpha}
     settings |= {"bias": "none", "task_type": None}

@@ -3,6 +3,7 @@
 from pathlib import Path
 from statistics import fmean
 
+from ..whole_file import replacing
 from .fit import HISTORY, read_history
 
 MODEL_POINTS, DRAFT_POINTS = 120, 15
@@ -10,7 +11,7 @@ BLUE, ORANGE = "#0072B2", "#D55E00"
 
 
 def draw_loss_curve(folder: Path, ar_steps: int, path: Path) -> None:
-    """Draw the histories of a run's folder into a PNG or SVG file."""
+    """Draw the histories of a run's folder into a PNG file."""
     from matplotlib.figure import Figure
 
     model = read_history(folder / "model_fit" / HISTORY)
@@ -33,7 +34,8 @@ def draw_loss_curve(folder: Path, ar_steps: int, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
         axes.margins(x=0)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=120)
 
 
 def _averaged(history: list[dict], loss: str, points: int) -> tuple[list[float], list[float]]:

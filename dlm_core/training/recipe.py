@@ -1,11 +1,11 @@
 """What a training run is made of: everything that its result depends on, but for the device."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..config import ModelConfig, RopeConfig
+from ..json_values import check_count, check_number, read_object
 from ..tasks import TASKS
 from .tokenizer import BOS_ID, EOS_ID, MASK_ID
 
@@ -58,15 +58,23 @@ class Recipe:
                     f"model.{key} is {getattr(self.model, key)}; the tokenizer makes it {id}"
                 )
         for key in _COUNTS:
-            value = getattr(self, key)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{key} is {value!r}; it must be a positive integer")
-        if not 0 <= self.text_share <= 1:
-            raise ValueError(f"text_share is {self.text_share!r}; it must be in [0, 1]")
+            check_count(key, getattr(self, key))
+        for key in _POSITIVE:
+            check_number(key, getattr(self, key), above=0)
+        for key in ("weight_decay", "ema_decay", "text_share"):
+            check_number(key, getattr(self, key), at_least=0)
+        for key in ("decay_share", "ema_decay", "text_share"):
+            if getattr(self, key) > 1:
+                raise ValueError(f"{key} is {getattr(self, key)}; it must be at most 1")
+        if not isinstance(self.task_weights, dict):
+            raise TypeError(f"task_weights is {self.task_weights!r}; it must be an object")
         if unknown := sorted(set(self.task_weights) - set(TASKS)):
             raise ValueError(f"task_weights names {unknown[0]!r}, which is no task")
+        for task, weight in self.task_weights.items():
+            check_number(f"task_weights.{task}", weight, at_least=0)
 
     def to_dict(self) -> dict[str, Any]:
+        """As `from_json` reads it."""
         return {**asdict(self), "model": self.model.to_dict()}
 
     @classmethod
@@ -75,16 +83,10 @@ class Recipe:
 
         ValueError, TypeError: a key is missing or unknown, or a value does not fit.
         """
-        path = Path(path)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from None
-        model = values.pop("model", None) if isinstance(values, dict) else None
+        values = read_object(path)
+        model = values.pop("model", None)
         if not isinstance(model, dict):
-            raise ValueError(f"{path} must hold an object whose model is an object")
+            raise ValueError(f"{path}: model is {model!r}; it must be an object")
         try:
             return cls(**values, model=ModelConfig.from_dict(model))
         except (TypeError, ValueError) as error:
@@ -101,6 +103,13 @@ _COUNTS = (
     "draft_rank",
     "draft_alpha",
     "save_every",
+)
+_POSITIVE = (
+    "learning_rate",
+    "matrix_learning_rate",
+    "draft_learning_rate",
+    "decay_share",
+    "max_gradient_norm",
 )
 
 SMALL = Recipe(

@@ -58,8 +58,8 @@ def test_clean_stream_is_a_causal_forward(model: Model, rows: Rows) -> None:
         torch.testing.assert_close(hidden[row, clean], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_noisy_blocks_are_denoising_forwards(model: Model, rows: Rows) -> None:
-    hidden = hidden_states(model, rows)
+def check_noisy_blocks(hidden: torch.Tensor, rows: Rows, model: Model, *, lora: bool) -> None:
+    """Every noisy block is a denoising forward of `model` behind the clean tokens before it."""
     n_blocks = 0
     for row, at in each_document(rows):
         clean = rows.tokens[row, at & (rows.block[row] < 0)]
@@ -69,10 +69,14 @@ def test_noisy_blocks_are_denoising_forwards(model: Model, rows: Rows) -> None:
             cache = KVCache(CONFIG, 1, len(clean), device="cpu", dtype=torch.float32)
             model(clean[None, :begin], cache, causal=True)
             cache.advance(begin)
-            expected = model(rows.tokens[row, noisy][None], cache, causal=False)[0]
+            expected = model(rows.tokens[row, noisy][None], cache, causal=False, lora=lora)[0]
             torch.testing.assert_close(hidden[row, noisy], expected, rtol=1e-4, atol=1e-5)
             n_blocks += 1
     assert n_blocks > 20
+
+
+def test_noisy_blocks_are_denoising_forwards(model: Model, rows: Rows) -> None:
+    check_noisy_blocks(hidden_states(model, rows), rows, model, lora=False)
 
 
 def test_draft_lora_is_what_drafts_run_with(rows: Rows) -> None:
@@ -93,16 +97,7 @@ def test_draft_lora_is_what_drafts_run_with(rows: Rows) -> None:
     decoding = random_model(CONFIG)
     for layer, update in zip(decoding.encoder.layers, updates, strict=True):
         layer.self_attn.add_draft_update(update)
-    for row, at in each_document(rows):
-        clean = rows.tokens[row, at & (rows.block[row] < 0)]
-        for block in rows.block[row, at & (rows.block[row] >= 0)].unique():
-            noisy = rows.block[row] == block
-            begin = int(rows.block_start[row, noisy][0])
-            cache = KVCache(CONFIG, 1, len(clean), device="cpu", dtype=torch.float32)
-            decoding(clean[None, :begin], cache, causal=True)
-            cache.advance(begin)
-            expected = decoding(rows.tokens[row, noisy][None], cache, causal=False, lora=True)[0]
-            torch.testing.assert_close(hidden[row, noisy], expected, rtol=1e-4, atol=1e-5)
+    check_noisy_blocks(hidden, rows, decoding, lora=True)
 
 
 def test_only_the_lora_learns_from_drafts(rows: Rows) -> None:

@@ -161,8 +161,11 @@ def test_a_folder_where_a_run_is_under_way_is_left_alone(
     ("change", "message"),
     [
         ({"seeds": 1}, "seeds"),
-        ({"ar_steps": 0}, "ar_steps is 0; it must be a positive integer"),
-        ({"text_share": 2}, r"text_share is 2; it must be in \[0, 1\]"),
+        ({"ar_steps": 0}, r"ar_steps is 0; it must be in \[1, inf\]"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'; it must be a number"),
+        ({"decay_share": 0}, "decay_share is 0; it must be finite and above 0"),
+        ({"task_weights": {"sort": -1}}, "task_weights.sort is -1; it must be finite"),
+        ({"text_share": 2}, "text_share is 2; it must be at most 1"),
         ({"task_weights": {"sorting": 2}}, "task_weights names 'sorting', which is no task"),
         ({"model": None}, "model"),
     ],
