@@ -48,7 +48,7 @@ bench: $(call needs,bench) ## Measure ceilings, ops and denoising steps on this 
 train: $(call needs,bench) ## Train the small model, into out/train/; goes on where it was interrupted
 	@$(run) -m dlm_core.cli train $(ARGS)
 
-quality: $(call needs,bench) ## Measure quality beside speed, for every mode and rule, into out/quality/
+quality: $(call needs,bench) ## Measure quality beside speed over modes, rules and settings, into out/quality/
 	@$(run) -m dlm_core.cli quality $(ARGS)
 
 roofline: $(call needs,bench) ## Redraw the pictures from records alone
@@ -56,6 +56,7 @@ roofline: $(call needs,bench) ## Redraw the pictures from records alone
 
 readme: $(call needs,bench) ## Rewrite README's tables from the records in bench/results/
 	@$(run) -m dlm_bench.tables
+	@$(run) -m dlm_bench.quality.readme
 
 clean: ## Remove .venv, caches and build leftovers; out/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ forwards run in its place; so a draft costs what any other forward costs.
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import ModelConfig
+from .json_values import check_count, check_number, read_object
 from .model import Model
 from .weight_files import check_headers, opened
 from .whole_file import replacing, write_whole
@@ -67,20 +69,16 @@ def read(folder: Path, config: ModelConfig) -> DraftLora | None:
     if not folder.exists():
         return None
     path = folder / CONFIG_FILE
+    settings = read_object(path)
+    rank, alpha = settings.get("r"), settings.get("lora_alpha")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        rank, alpha = settings["r"], settings["lora_alpha"]
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} must be a JSON object with r and lora_alpha") from None
+        check_count("r", rank)
+        check_number("lora_alpha", alpha, above=0)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
     for key, only in _ONLY_VALUE.items():
         if settings.get(key, only) != only:
             raise ValueError(f"{path}: {key} is {settings[key]!r}; it must be {only!r}")
-    if type(rank) is not int or rank < 1:
-        raise ValueError(f"{path}: r is {rank!r}; it must be a positive integer")
-    if type(alpha) not in (int, float) or alpha <= 0:
-        raise ValueError(f"{path}: lora_alpha is {alpha!r}; it must be a positive number")
 
     query_size = config.num_attention_heads * config.head_dim
     shapes = {}
@@ -97,23 +95,27 @@ def read(folder: Path, config: ModelConfig) -> DraftLora | None:
 def write(
     folder: Path, config: ModelConfig, layers: list[tuple[Tensor, Tensor]], alpha: int
 ) -> None:
-    """Write the draft LoRA of a checkpoint folder.
+    """Write the draft LoRA of a checkpoint folder, whole or not at all.
 
     layers: for each, A [r, query_size] and B [hidden_size, r]; stored in the config's torch_dtype.
     """
-    folder = folder / FOLDER
+    unfinished = folder / f"{FOLDER}.partial"
+    shutil.rmtree(unfinished, ignore_errors=True)
     dtype = getattr(torch, config.torch_dtype)
     tensors = {
         _tensor_name(i, part): tensor.detach().to("cpu", dtype).contiguous()
         for i, pair in enumerate(layers)
         for part, tensor in zip("AB", pair, strict=True)
     }
-    with replacing(folder / WEIGHT_FILE) as file:
+    with replacing(unfinished / WEIGHT_FILE) as file:
         save_file(tensors, file, metadata={"format": "pt"})
     rank = layers[0][0].shape[0]
     settings = {"peft_type": "LORA", "target_modules": ["o_proj"], "r": rank, "lora_alpha": alpha}
     settings |= {"bias": "none", "task_type": None}
-    write_whole(folder / CONFIG_FILE, json.dumps(settings, indent=1) + "\n")
+    write_whole(unfinished / CONFIG_FILE, json.dumps(settings, indent=1) + "\n")
+    # Half a LoRA would keep the checkpoint from loading, so it gets its name last.
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    unfinished.rename(folder / FOLDER)
 
 
 def _tensor_name(layer: int, part: str) -> str:

@@ -144,24 +144,33 @@ def _generate(arguments: argparse.Namespace) -> int:
         if generation.tpf is not None:
             print(f"TPF      {generation.tpf:.2f} tokens a forward, the prefill not counted")
         print(f"time     {seconds:.3f} s")
+    not_drawn = None
     if arguments.trace is not None:
         try:
             _draw_trace(arguments, model, tokenizer, generation, events)
         except OSError as error:
-            arguments.parser.exit(1, f"{arguments.parser.prog}: argument --trace: {error}\n")
-        if not arguments.json:
+            not_drawn = error
+        if not arguments.json and not not_drawn:
             print(f"trace    {arguments.trace}")
     print(json.dumps(summary))
+    if not_drawn:
+        arguments.parser.exit(1, f"{arguments.parser.prog}: argument --trace: {not_drawn}\n")
     return 0
 
 
 def _check_folder(folder: Path) -> None:
-    """A message of its own where the model that no one named is missing."""
-    if folder == SMALL_MODEL and not (folder / "config.json").exists():
+    """Raise where there is no model, before anything else is blamed."""
+    if (folder / "config.json").exists():
+        return
+    if folder == SMALL_MODEL:
         raise ValueError(
             f"argument FOLDER: this build came without its small model, {folder}; name a folder of"
             " config.json and safetensors"
         )
+    raise ValueError(
+        f"argument FOLDER: {folder} is no folder with a config.json; name one of config.json and"
+        " safetensors"
+    )
 
 
 def _generation(

@@ -114,11 +114,6 @@ def rewrite_readme(readme: Path, results: Path) -> None:
 
     A ValueError says so if the README has no markers or a record cannot be read.
     """
-    text = readme.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{readme} lacks the markers {BEGIN} and {END}")
     records = sorted((load(path) for path in results.glob("*.json")), key=lambda each: each.date)
     newest = {
         record.device.name: record
@@ -126,7 +121,16 @@ def rewrite_readme(readme: Path, results: Path) -> None:
         if record.complete and record.scope == "standard" and record.device.kind == "cuda"
     }
     body = "\n\n".join(markdown(record) for record in newest.values()) or NO_RECORDS
-    readme.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")
+    replace_between(readme, BEGIN, END, body)
+
+
+def replace_between(file: Path, begin: str, end: str, body: str) -> None:
+    """Put `body` between two markers of a file; a ValueError says so if it lacks them."""
+    before, found, rest = file.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"{file} lacks the markers {begin} and {end}")
+    file.write_text(f"{before}{begin}\n{body}\n{end}{after}", encoding="utf-8")
 
 
 def _ceilings(record: Record) -> Table:

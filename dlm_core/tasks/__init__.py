@@ -7,7 +7,7 @@ from random import Random
 from . import python_functions
 from .arithmetic import add, multiply
 from .brackets import close
-from .example import Example, Split, split_of
+from .example import Example, Split, check_split, split_of
 from .json_pairs import from_json, to_json
 from .sorting import sort
 from .strings import repeat, replace, reverse
@@ -19,6 +19,7 @@ __all__ = [
     "TASKS",
     "Example",
     "are_right",
+    "draw",
     "examples",
     "heldout",
     "is_right",
@@ -48,16 +49,18 @@ LONG_TASKS = ("add", "multiply", "to_json", "record", "python")
 
 def examples(split: Split, seed: int, tasks: Mapping[str, Task] = TASKS) -> Iterator[Example]:
     """Examples of a split without end, the task of each drawn at random, all as likely."""
-    if split not in ("train", "heldout"):
-        raise ValueError(f"split must be 'train' or 'heldout', got {split!r}")
+    check_split(split)
     rng = Random(f"{split} {seed}")
     makers = list(tasks.values())
     while True:
-        make = rng.choice(makers)
-        example = make(rng)
-        while split_of(example.prompt) != split:
-            example = make(rng)
-        yield example
+        yield draw(rng.choice(makers), split, rng)
+
+
+def draw(make: Task, split: Split, rng: Random) -> Example:
+    """An example of a task whose prompt is of a split."""
+    while split_of((example := make(rng)).prompt) != split:
+        pass
+    return example
 
 
 def heldout(n_per_task: int, seed: int) -> list[Example]:

@@ -1,10 +1,11 @@
 """Addition and multiplication by one digit, with every column's step written out.
 
-    add: 4827 + 963       7+3+0=10, 2+6+1=9, 8+9+0=17, 4+0+1=5: 5790
+    add: 4827 + 963       7+3+0=10, 2+6+1=09, 8+9+0=17, 4+0+1=05: 5790
     multiply: 347 * 6     7*6+0=42, 4*6+4=28, 3*6+2=20: 2082
 
 Columns go from the right. The last summand of a step is the carry of the step before, and the
 column's digit is the last digit of its result, so each step needs only two digits and one carry.
+Results have two digits, so that what stands at a position does not hang on the steps before it.
 """
 
 from random import Random
@@ -25,7 +26,7 @@ def add(rng: Random) -> Example:
     for column in range(columns):
         a, b = left // 10**column % 10, right // 10**column % 10
         total = a + b + carry
-        steps.append(f"{a}+{b}+{carry}={total}")
+        steps.append(f"{a}+{b}+{carry}={total:02}")
         carry = total // 10
     return Example("add", f"add: {left} + {right}", f"{', '.join(steps)}: {left + right}")
 
@@ -35,6 +36,6 @@ def multiply(rng: Random) -> Example:
     steps, carry = [], 0
     for digit in reversed(str(left)):
         total = int(digit) * right + carry
-        steps.append(f"{digit}*{right}+{carry}={total}")
+        steps.append(f"{digit}*{right}+{carry}={total:02}")
         carry = total // 10
     return Example("multiply", f"multiply: {left} * {right}", f"{', '.join(steps)}: {left * right}")

@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Split = Literal["train", "heldout"]
 
@@ -16,6 +16,12 @@ class Example:
     task: str
     prompt: str
     answer: str
+
+
+def check_split(split: str) -> None:
+    """Raise ValueError unless there is such a split."""
+    if split not in get_args(Split):
+        raise ValueError(f"split must be 'train' or 'heldout', got {split!r}")
 
 
 def split_of(text: str) -> Split:

@@ -24,9 +24,9 @@ WORDS = (
 
 
 def _pairs(rng: Random) -> tuple[str, str]:
-    """Two to six pairs, as text and as JSON; half the values are words, half 0 to 999."""
+    """Two to six pairs, as text and as JSON; half the values are words, half 10 to 99."""
     keys = rng.sample(KEYS, rng.randint(2, 6))
-    pairs = {key: rng.choice(WORDS) if rng.random() < 0.5 else rng.randint(0, 999) for key in keys}
+    pairs = {key: rng.choice(WORDS) if rng.random() < 0.5 else rng.randint(10, 99) for key in keys}
     return "; ".join(f"{key}={value}" for key, value in pairs.items()), json.dumps(pairs)
 
 

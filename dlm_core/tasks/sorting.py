@@ -6,11 +6,9 @@ from .example import Example
 
 
 def sort(rng: Random) -> Example:
-    """Half the examples are 4 to 16 digits, the others 3 to 8 numbers of one or two digits."""
-    if rng.random() < 0.5:
-        numbers = [rng.randint(0, 9) for _ in range(rng.randint(4, 16))]
-    else:
-        ranges = ((0, 9), (10, 99))
-        numbers = [rng.randint(*rng.choice(ranges)) for _ in range(rng.randint(3, 8))]
+    """3 to 14 numbers of one digit, 3 to 8 of two, or 3 to 5 of either, each as likely."""
+    one, two = (0, 9), (10, 99)
+    ranges, longest = rng.choice((([one], 14), ([two], 8), ([one, two], 5)))
+    numbers = [rng.randint(*rng.choice(ranges)) for _ in range(rng.randint(3, longest))]
     prompt = " ".join(map(str, numbers))
     return Example("sort", f"sort: {prompt}", " ".join(map(str, sorted(numbers))))

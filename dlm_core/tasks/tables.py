@@ -1,7 +1,7 @@
 """A small table in the prompt, asked for one cell or for one row.
 
-table: name price stock | pear 31 4 | fig 7 12; price of fig    7
-table: name price stock | pear 31 4 | fig 7 12; row of fig      name: fig, price: 7, stock: 12
+table: name price stock | pear 31 40 | fig 71 12; price of fig    71
+table: name price stock | pear 31 40 | fig 71 12; row of fig      name: fig, price: 71, stock: 12
 """
 
 from random import Random
@@ -18,10 +18,10 @@ COLUMNS = (
 
 
 def _table(rng: Random, columns: int) -> tuple[str, dict[str, dict[str, int]]]:
-    """Two to five rows of `columns` numbers of 0 to 99, as text and by row name and column."""
+    """Two to five rows of `columns` numbers of 10 to 99, as text and by row name and column."""
     header = rng.sample(COLUMNS, columns)
     names = rng.sample(NAMES, rng.randint(2, 5))
-    rows = {name: {column: rng.randint(0, 99) for column in header} for name in names}
+    rows = {name: {column: rng.randint(10, 99) for column in header} for name in names}
     lines = [" ".join(["name", *header])]
     lines += [" ".join([name, *map(str, row.values())]) for name, row in rows.items()]
     return "table: " + " | ".join(lines), rows

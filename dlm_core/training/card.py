@@ -14,7 +14,7 @@ from ..whole_file import write_whole
 from .distributed import world_size
 from .fit import HISTORY, read_history
 from .loss_curve import draw_loss_curve
-from .recipe import Recipe
+from .recipe import SMALL, Recipe
 
 CURVE_FILE = "loss.png"
 RECORD_FILE = "training.json"
@@ -50,7 +50,7 @@ def write_card(checkpoint: Path, folder: Path, recipe: Recipe) -> None:
     n_tokens = sum(record["tokens"].values())
     model = recipe.model
     paragraphs = (
-        "# A small diffusion language model",
+        "# A small diffusion language model" if recipe == SMALL else "# A diffusion language model",
         f"{n_parameters / 1e6:.1f} million parameters ({model.num_hidden_layers} layers of hidden"
         f" size {model.hidden_size}, {model.vocab_size} ids, blocks of {model.block_size}),"
         f" {megabytes:.1f} MB with its tokenizer and draft LoRA, in the format of Nemotron-Labs"
@@ -61,16 +61,18 @@ def write_card(checkpoint: Path, folder: Path, recipe: Recipe) -> None:
         f"Generated tasks with one right answer each ({', '.join(TASKS)}; see `dlm_core/tasks`),"
         " and documentation strings and short functions of the standard library of Python"
         f" {record['versions']['python']} (licence: PSF-2.0), {recipe.text_share:.0%} of the"
-        " documents. One text in 20 is held out, by a hash of its content. Prompts are chat turns;"
-        " the tokenizer adds the special tokens.",
+        " documents of the first two stages. One text in 20 is held out, by a hash of its content."
+        " Prompts are chat turns; the tokenizer adds the special tokens.",
         "## Training",
-        f"`make train`, seed {recipe.seed}: {recipe.ar_steps} autoregressive steps,"
+        f"`{'make train' if recipe == SMALL else 'dlm train --recipe'}`, seed {recipe.seed}:"
+        f" {recipe.ar_steps} autoregressive steps,"
         f" {recipe.joint_steps} with the joint loss L_AR + 0.3 L_diff, and {recipe.draft_steps} of"
-        f" the draft LoRA (rank {recipe.draft_rank}, on o_proj) on the frozen model;"
+        f" the draft LoRA (rank {recipe.draft_rank}, on o_proj) on the frozen model and the tasks"
+        " alone; Muon for the matrices of the layers, AdamW for all else;"
         f" {n_tokens / 1e6:.1f} million tokens in both streams. The steps took {minutes:.0f}"
         f" minutes on {record['device']}: processes {record['processes']}, threads"
-        f" {record['threads']}, torch {record['versions']['torch']}. The weights are a running"
-        " mean over the last steps."
+        f" {record['threads']}, torch {record['versions']['torch']}. The weights are an"
+        f" exponential moving average (decay {recipe.ema_decay:g})."
         f" `{RECORD_FILE}` holds every setting.",
         f"![Loss over the steps of training]({CURVE_FILE})",
         "## Limits",
@@ -88,7 +90,8 @@ def _shapes(recipe: Recipe) -> list[torch.nn.Parameter]:
 def _device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

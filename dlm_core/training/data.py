@@ -11,8 +11,8 @@ from random import Random
 
 from tokenizers import Tokenizer
 
-from ..tasks import TASKS, split_of
-from .rows import Document, Noise, Rows, pack
+from ..tasks import TASKS, draw
+from .rows import Document, Masking, Rows, pack
 from .text import documents
 from .tokenizer import BOS_ID, EOS_ID
 
@@ -36,7 +36,7 @@ class Mixture:
     tokens_per_batch: int
     task_weights: Mapping[str, float] = field(default_factory=dict)
 
-    def batch(self, step: int, noise: Noise | None, rank: int = 0) -> Rows:
+    def batch(self, step: int, noise: Masking | None, rank: int = 0) -> Rows:
         """The rows of one step on one rank."""
         rng = Random(f"{self.seed} {step} {rank}")
         weights = [self.task_weights.get(name, 1.0) for name in TASKS]
@@ -52,9 +52,7 @@ class Mixture:
         return pack(drawn(), noise, self.row_length, self.tokens_per_batch, rng)
 
     def _task(self, make, rng: Random) -> Document:
-        example = make(rng)
-        while split_of(example.prompt) != "train":
-            example = make(rng)
+        example = draw(make, "train", rng)
         return chat_document(self.tokenizer, example.prompt, example.answer)
 
     def _text(self, rng: Random) -> Document:

@@ -47,11 +47,14 @@ def barrier() -> None:
         dist.barrier()
 
 
-def shard(model: Model) -> None:
-    """Split the weights over all processes, a layer at a time; nothing with one process."""
+def shard(model: Model, device: torch.device) -> None:
+    """Split the weights over all processes, a layer at a time; nothing with one process.
+
+    device: of this process; the model may still be on meta, and then takes its share alone.
+    """
     if not dist.is_initialized():
         return
-    mesh = init_device_mesh(model.device.type, (world_size(),))
+    mesh = init_device_mesh(device.type, (world_size(),))
     for layer in model.encoder.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model.encoder, mesh=mesh)

@@ -6,11 +6,11 @@ its document's clean tokens before the block. That is what a causal forward and 
 Block Diffusion, arXiv 2503.09573; the clean stream causal as in Nemotron-Labs Diffusion).
 """
 
+import math
 from collections.abc import Callable
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -41,17 +41,27 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 def _masked_attend(rows: Rows) -> Attend:
-    """Attention under a mask in memory [batch, 1, length, length]."""
+    """Attention under a mask in memory; scores are rounded to the dtype of the queries.
+
+    Spelt out, for torch's fused attention is slower on a CPU at these lengths, most of all its
+    backward, and needs the keys repeated for every query head.
+    """
     batch, length = rows.tokens.shape
-    row = torch.arange(batch)[:, None, None]
-    index = torch.arange(length)
-    mask = sees(rows, row, index[:, None], index[None, :])[:, None]
+    row = torch.arange(batch, device=rows.tokens.device)[:, None, None]
+    index = torch.arange(length, device=rows.tokens.device)
+    seen = sees(rows, row, index[:, None], index[None, :])[:, None]
+    bias = seen.new_zeros(seen.shape, dtype=torch.float32).masked_fill(~seen, -math.inf)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        groups = q.shape[2] // k.shape[2]
-        k, v = (x.repeat_interleave(groups, 2) if groups > 1 else x for x in (k, v))
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+        n_heads, n_kv_heads, head_dim = q.shape[2], k.shape[2], q.shape[3]
+        # The query heads of one key head lie below each other: [batch * kv heads, rows, head_dim].
+        q = (q * head_dim**-0.5).unflatten(2, (n_kv_heads, -1)).permute(0, 2, 3, 1, 4)
+        q = q.reshape(batch * n_kv_heads, -1, head_dim)
+        k, v = (x.transpose(1, 2).flatten(0, 1) for x in (k, v))
+        scores = torch.bmm(q, k.transpose(1, 2)).view(batch, n_heads, length, length)
+        weights = (scores + bias.to(scores.dtype)).softmax(-1, dtype=scores.dtype)
+        out = torch.bmm(weights.view(batch * n_kv_heads, -1, length), v)
+        return out.view(batch, n_heads, length, head_dim).transpose(1, 2)
 
     return attend
 

@@ -7,6 +7,7 @@ same number of threads and processes).
 
 import json
 import math
+import os
 import shutil
 import time
 import warnings
@@ -99,7 +100,8 @@ def fit(
         ThreadPoolExecutor(1) as reader,
         _History(folder / HISTORY, state.step) as history,
     ):
-        upcoming = reader.submit(batch, state.step)
+        if state.step < schedule.steps:
+            upcoming = reader.submit(batch, state.step)
         for step in range(state.step, schedule.steps):
             start = time.perf_counter()
             rows = upcoming.result().to(device)
@@ -109,6 +111,7 @@ def fit(
             history.add(done)
             report(done)
             if state.step % schedule.save_every == 0 or state.step == schedule.steps:
+                history.sync()
                 state.save()
     state.apply_mean()
 
@@ -267,8 +270,12 @@ class _History:
     def add(self, report: StepReport) -> None:
         if self.file:
             self.file.write(json.dumps(asdict(report)) + "\n")
-            # A state must not be newer than its history.
             self.file.flush()
+
+    def sync(self) -> None:
+        """Bring it to the disk, for a state must not be newer than its history."""
+        if self.file:
+            os.fsync(self.file.fileno())
 
 
 def read_history(path: Path) -> list[dict]:

@@ -1,8 +1,9 @@
 """The joint objective: L_AR + 0.3 L_diff, both in nats a token.
 
 L_AR is the cross-entropy of the next token over the clean stream. L_diff is the weighted
-cross-entropy of the tokens under masks over the noisy stream, an upper bound of the negative
-log-likelihood of its blocks in expectation (arXiv 2502.09992).
+cross-entropy of the tokens under masks over the noisy stream; where blocks with every mask are not
+drawn more often than others (`Masking.all_masked` 0), its expectation is an upper bound of the
+negative log-likelihood of the blocks (arXiv 2502.09992).
 """
 
 from typing import NamedTuple

@@ -18,7 +18,8 @@ class Recipe:
     seed: of the weights and of the data.
     ar_steps, joint_steps, draft_steps: steps of the three stages, in this order.
     tokens_per_step: of both streams, on all devices together; row_length: of one packed row.
-    text_share, task_weights: of the data; see `Mixture`.
+    text_share, task_weights: of the data; see `Mixture`. The draft stage reads tasks alone.
+    all_masked: of the noise of the joint stage; see `Masking`.
     learning_rate: the peak of AdamW, for the embedding, the head and the norms.
     matrix_learning_rate, weight_decay: the peak and the decay of Muon, for the layers' matrices.
     draft_learning_rate: the peak of AdamW, for the draft LoRA.
@@ -36,12 +37,13 @@ class Recipe:
     draft_steps: int
     tokens_per_step: int
     row_length: int
-    text_share: float = 0.04
+    text_share: float = 0.02
     task_weights: dict[str, float] = field(default_factory=dict)
+    all_masked: float = 0.0
     learning_rate: float = 3e-3
     matrix_learning_rate: float = 0.02
     weight_decay: float = 0.05
-    draft_learning_rate: float = 1e-3
+    draft_learning_rate: float = 2e-3
     warmup: int = 100
     decay_share: float = 0.4
     max_gradient_norm: float = 1.0
@@ -57,13 +59,14 @@ class Recipe:
                 raise ValueError(
                     f"model.{key} is {getattr(self.model, key)}; the tokenizer makes it {id}"
                 )
+        check_count("seed", self.seed, 0, 2**63 - 1)
         for key in _COUNTS:
             check_count(key, getattr(self, key))
         for key in _POSITIVE:
             check_number(key, getattr(self, key), above=0)
-        for key in ("weight_decay", "ema_decay", "text_share"):
+        for key in ("weight_decay", "ema_decay", "text_share", "all_masked"):
             check_number(key, getattr(self, key), at_least=0)
-        for key in ("decay_share", "ema_decay", "text_share"):
+        for key in ("decay_share", "ema_decay", "text_share", "all_masked"):
             if getattr(self, key) > 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be at most 1")
         if not isinstance(self.task_weights, dict):
@@ -72,6 +75,8 @@ class Recipe:
             raise ValueError(f"task_weights names {unknown[0]!r}, which is no task")
         for task, weight in self.task_weights.items():
             check_number(f"task_weights.{task}", weight, at_least=0)
+        if not any(self.task_weights.get(task, 1) for task in TASKS):
+            raise ValueError("task_weights is 0 for every task; one at least must be above")
 
     def to_dict(self) -> dict[str, Any]:
         """As `from_json` reads it."""
@@ -141,9 +146,23 @@ SMALL = Recipe(
         torch_dtype="bfloat16",
     ),
     seed=0,
-    ar_steps=2600,
-    joint_steps=6600,
-    draft_steps=300,
+    ar_steps=1800,
+    joint_steps=9800,
+    draft_steps=500,
     tokens_per_step=3000,
     row_length=192,
+    all_masked=0.2,
+    # Those that take longest to learn come more often.
+    task_weights={
+        "add": 1.5,
+        "multiply": 1.5,
+        "sort": 1.5,
+        "lookup": 2.0,
+        "record": 1.5,
+        "reverse": 0.6,
+        "replace": 0.6,
+        "repeat": 0.4,
+        "close": 0.6,
+        "python": 0.6,
+    },
 )

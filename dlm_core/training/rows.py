@@ -8,7 +8,8 @@ documents are packed as they fit.
 A noisy block masks m of its n tokens, m uniform in 1 to n, and the loss of each weighs n / m. Its
 expectation is that of drawing t uniform in (0, 1), masking each token with probability t and
 weighing by 1 / t (LLaDA, arXiv 2502.09992, section 2.1 and appendix A), without the rare huge
-weights of a small t.
+weights of a small t. `Masking.all_masked` adds blocks with every mask, which decoding starts from;
+they weigh 1, so the loss then is no longer that expectation.
 """
 
 import random
@@ -31,19 +32,20 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Noise:
+class Masking:
     """How the noisy copy of a document is made.
 
     block_lengths: one is drawn for each document, each as likely as often as it stands here.
     keep_first: chance that a block's first token stays clean, as decoding finds it (its seed).
-    all_masked: every other token is masked, as the draft of self-speculation has it.
+    all_masked: chance that all of a block is masked, but for a first token kept clean: what the
+        first denoising step and the draft of self-speculation see. Other blocks draw m.
     """
 
     mask_id: int
     eos_id: int
     block_lengths: tuple[int, ...] = (8, 16, 32, 32)
     keep_first: float = 0.75
-    all_masked: bool = False
+    all_masked: float = 0.0
 
 
 class Rows(NamedTuple):
@@ -73,7 +75,7 @@ class Rows(NamedTuple):
 class _Piece:
     """One document in its streams: lists beside each other, as the fields of Rows."""
 
-    def __init__(self, document: Document, noise: Noise | None, rng: random.Random) -> None:
+    def __init__(self, document: Document, noise: Masking | None, rng: random.Random) -> None:
         tokens, start = document.tokens, document.start
         n = len(tokens)
         self.tokens = list(tokens)
@@ -88,7 +90,7 @@ class _Piece:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def _add_noisy(self, document: Document, noise: Noise, rng: random.Random) -> None:
+    def _add_noisy(self, document: Document, noise: Masking, rng: random.Random) -> None:
         length = rng.choice(noise.block_lengths)
         n = len(document.tokens)
         # Half the time blocks start where a decoder's first block does, else anywhere.
@@ -101,12 +103,13 @@ class _Piece:
             clean = document.tokens[begin : begin + length]
             if ends:
                 clean = clean + [noise.eos_id] * (length - len(clean))
-            seeded = noise.all_masked or rng.random() < noise.keep_first
+            all_masked = rng.random() < noise.all_masked
+            seeded = rng.random() < noise.keep_first
             candidates = range(1 if seeded else 0, len(clean))
             if not candidates:
                 continue
             count = len(candidates)
-            if not noise.all_masked:
+            if not all_masked:
                 count = rng.randint(1, count)
             masked = set(rng.sample(candidates, count))
             self.tokens += [noise.mask_id if i in masked else t for i, t in enumerate(clean)]
@@ -119,7 +122,7 @@ class _Piece:
 
 def pack(
     documents: Iterable[Document],
-    noise: Noise | None,
+    noise: Masking | None,
     length: int,
     max_tokens: int,
     rng: random.Random,

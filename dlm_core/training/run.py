@@ -10,6 +10,7 @@ import fcntl
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,10 +30,15 @@ from .initial import initialise
 from .loss import Loss, losses
 from .progress import ProgressBar
 from .recipe import SMALL, Recipe
-from .rows import Noise, Rows
+from .rows import Masking, Rows
 from .tokenizer import train_tokenizer
 
 RECIPES = {"small": SMALL}
+LOCK = "lock"
+
+
+class FolderTaken(ValueError):
+    """The folder of a run holds another one."""
 
 
 def train(recipe: Recipe, folder: Path) -> Path:
@@ -41,9 +47,13 @@ def train(recipe: Recipe, folder: Path) -> Path:
     Started by torchrun, every process calls this, and the weights are sharded over them.
 
     Raises:
-        ValueError: `folder` holds a run of another recipe, or one that is under way.
+        FolderTaken: `folder` holds a run of another recipe, or one that is under way.
+        ModuleNotFoundError: what draws the loss curve is not installed.
+        FloatingPointError: a gradient is not finite.
     """
     checkpoint = folder / "model"
+    if rank() == 0:
+        import matplotlib  # noqa: F401, so that a long run does not end for want of it
     with process_group() as device, _claimed(folder, recipe):
         if rank() == 0:
             if not (checkpoint / "tokenizer.json").exists():
@@ -75,18 +85,19 @@ def _claimed(folder: Path, recipe: Recipe) -> Iterator[None]:
         return
     path = folder / "recipe.json"
     text = json.dumps(recipe.to_dict(), indent=1) + "\n"
-    if not path.exists():
-        write_whole(path, text)
-    elif path.read_text(encoding="utf-8") != text:
-        raise ValueError(
-            f"folder is {folder}, which holds a run of another recipe; choose a new one, or remove"
-            " it to start anew"
-        )
-    with open(path, encoding="utf-8") as file:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"folder is {folder}, where another run is under way") from None
+            raise FolderTaken(f"folder is {folder}, where another run is under way") from None
+        if not path.exists():
+            write_whole(path, text)
+        elif path.read_text(encoding="utf-8") != text:
+            raise FolderTaken(
+                f"folder is {folder}, which holds a run of another recipe; choose a new one, or"
+                " remove it to start anew"
+            )
         yield
 
 
@@ -94,7 +105,8 @@ def _train_model(
     recipe: Recipe, mixture: Mixture, folder: Path, checkpoint: Path, device: torch.device
 ) -> None:
     """The first two stages; writes the checkpoint."""
-    noise = Noise(recipe.model.mask_token_id, recipe.model.eos_token_id)
+    mask_id, eos_id = recipe.model.mask_token_id, recipe.model.eos_token_id
+    noise = Masking(mask_id, eos_id, all_masked=recipe.all_masked)
     model = new_model(recipe, device)
 
     def batch(step: int) -> Rows:
@@ -103,7 +115,12 @@ def _train_model(
     schedule = model_schedule(recipe)
     with ProgressBar("model", schedule.steps) as bar:
         fit(model, partial(losses, model), batch, schedule, folder / "model_fit", bar.report)
-    weights = {name: whole(p) for name, p in model.named_parameters()}
+    # One at a time, so that no process but the one that writes holds more than its share.
+    weights = {}
+    for name, parameter in model.named_parameters():
+        value = whole(parameter)
+        if rank() == 0:
+            weights[name] = value.cpu()
     if rank() == 0:
         save_weights(checkpoint, recipe.model, weights)
     barrier()
@@ -113,11 +130,14 @@ def _train_draft(
     recipe: Recipe, mixture: Mixture, folder: Path, checkpoint: Path, device: torch.device
 ) -> None:
     """The last stage; writes the checkpoint's draft LoRA."""
-    noise = Noise(recipe.model.mask_token_id, recipe.model.eos_token_id, all_masked=True)
+    mask_id, eos_id = recipe.model.mask_token_id, recipe.model.eos_token_id
+    noise = Masking(mask_id, eos_id, keep_first=1.0, all_masked=1.0)
+    # Real text can hardly be guessed so far ahead, and would drown what can.
+    mixture = replace(mixture, text_share=0.0)
     # On the weights as they are stored, which are what a draft will run with.
     model = load_model(checkpoint, device=device, dtype=torch.float32)
     draft.add_draft_projections(model, recipe.draft_rank, recipe.draft_alpha / recipe.draft_rank)
-    shard(model)
+    shard(model, device)
     draft.initialise(model, recipe.seed)
 
     def batch(step: int) -> Rows:
@@ -143,9 +163,9 @@ def new_model(recipe: Recipe, device: torch.device) -> Model:
     """The model that training starts from, in float32, sharded where there are many processes."""
     model = Model(recipe.model, device="meta", dtype=torch.float32)
     model.requires_grad_(True)
+    shard(model, device)
     model.to_empty(device=device)
     model.rotary = Rotary(recipe.model.rope, recipe.model.head_dim, device=device)
-    shard(model)
     initialise(model, recipe.seed)
     return model
 
@@ -181,8 +201,11 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     try:
         recipe = RECIPES.get(arguments.recipe) or Recipe.from_json(arguments.recipe)
+    except (TypeError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    try:
         checkpoint = train(recipe, arguments.out)
-    except (ArithmeticError, OSError, TypeError, ValueError) as error:
+    except (FloatingPointError, FolderTaken, ModuleNotFoundError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, f"{parser.prog}: interrupted; the same command goes on from here\n")

@@ -1,7 +1,8 @@
 """Real text: documentation strings and short functions of the running Python's standard library.
 
 Licence: PSF-2.0 (https://docs.python.org/3/license.html). Nothing is downloaded or stored. The
-documents are the same wherever the Python version is.
+documents are the same wherever the library's files are: a distribution may patch them, or leave
+some out.
 """
 
 import ast
@@ -12,7 +13,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..tasks.example import Split, split_of
+from ..tasks.example import Split, check_split, split_of
 
 LEFT_OUT = {
     "__pycache__", "dist-packages", "ensurepip", "idlelib", "lib2to3", "pydoc_data",
@@ -64,7 +65,6 @@ def _documents_under(root: Path) -> tuple[str, ...]:
 
 def documents(split: Split) -> list[str]:
     """The documents of a split, each of at least 80 characters, distinct and sorted."""
-    if split not in ("train", "heldout"):
-        raise ValueError(f"split must be 'train' or 'heldout', got {split!r}")
+    check_split(split)
     root = Path(sysconfig.get_path("stdlib"))
     return [text for text in _documents_under(root) if split_of(text) == split]

@@ -1,6 +1,7 @@
 """The dlm command: what it prints, and one line for whatever a user got wrong."""
 
 import json
+import signal
 import subprocess
 import sys
 import types
@@ -159,7 +160,7 @@ def test_terminal_shows_the_block_filling(
         (["generate", "{tiny}", "--tokens", "1", "--device", "abacus"], "--device"),
         (["generate", "{tiny}", "--tokens", "1", "--dtype", "int8"], "--dtype"),
         (["generate", "{tiny}", "--prompt", "hello"], "--prompt"),
-        (["generate", "{tiny}/absent", "--tokens", "1"], "absent/config.json cannot be read"),
+        (["generate", "{tiny}/absent", "--prompt", "hi"], "absent is no folder with a config.json"),
         (["generate", "{tiny}", "--tokens", "1", "--rule", "greedy"], "--rule"),
         (["generate", "{tiny}", "--tokens", "1", "--mode", "infill"], "infill needs --after"),
         (
@@ -348,8 +349,13 @@ def test_a_trace_that_cannot_be_written_is_refused_before_the_model_runs(
     assert error.count("\n") == 1 and "argument --trace: " in error and named in error
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["for-people", "json"])
 def test_a_trace_that_fails_late_leaves_the_answer(
-    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    options: list[str],
+    golden: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     block_trace = pytest.importorskip("dlm_core.block_trace", reason="needs matplotlib")
 
@@ -359,9 +365,10 @@ def test_a_trace_that_fails_late_leaves_the_answer(
     monkeypatch.setattr(block_trace, "save_picture", full)
     with pytest.raises(SystemExit, match="1"):
         cli.main(["generate", str(golden / "tiny-a"), "--tokens", "8 11"]
-                 + ["--trace", str(tmp_path / "t.png")])  # fmt: skip
+                 + ["--trace", str(tmp_path / "t.png"), *options])  # fmt: skip
     printed = capsys.readouterr()
-    assert printed.out.startswith("tokens")
+    assert printed.out.startswith("{" if options else "tokens")
+    assert closing_line(printed.out)["tokens"]
     assert "argument --trace: No space left on device" in printed.err
 
 
@@ -428,3 +435,11 @@ def test_module_runs_as_a_command_and_loads_no_more_than_it_needs(golden: Path) 
     loaded = {line.split("|")[-1].strip() for line in lines}
     assert "torch" in loaded
     assert not {"rich", "matplotlib", "tokenizers", "dlm_bench"} & loaded
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    command = [sys.executable, "-m", "dlm_core.cli", "info", "8b"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dlm_core import KVCache, generate, load_model, random_model
+from dlm_core import KVCache, draft_lora, generate, load_model, random_model
 
 A = "base_model.model.encoder.layers.1.self_attn.o_proj.lora_A.weight"
 B = "base_model.model.encoder.layers.1.self_attn.o_proj.lora_B.weight"
@@ -71,6 +71,9 @@ def test_lora_is_used_by_default_where_there_is_one(golden: Path) -> None:
         ),
         pytest.param(lambda f: set_key(f, r=0), "r is 0", id="rank-0"),
         pytest.param(lambda f: set_key(f, lora_alpha="16"), "lora_alpha is '16'", id="alpha-text"),
+        pytest.param(
+            lambda f: set_key(f, lora_alpha=float("nan")), "lora_alpha is nan", id="alpha-nan"
+        ),
         pytest.param(lambda f: set_key(f, r=8), "lora_A.weight .* shape \\[4, 64\\]", id="rank-8"),
         pytest.param(
             lambda f: (f / "adapter_config.json").write_text("{"), "adapter_config", id="no-json"
@@ -96,6 +99,32 @@ def test_damage_is_named(
     damage(lora)
     with pytest.raises(ValueError, match=message):
         load_model(checkpoint)
+
+
+def test_written_whole_or_not_at_all(
+    checkpoint: Path, golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_model(checkpoint).config
+    query_size = config.num_attention_heads * config.head_dim
+    layers = [
+        (torch.ones(2, query_size), torch.ones(config.hidden_size, 2))
+        for _ in range(config.num_hidden_layers)
+    ]
+
+    def full(*arguments) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(draft_lora, "write_whole", full)
+        with pytest.raises(OSError, match="no space left"):
+            draft_lora.write(checkpoint, config, layers, 4)
+    assert not load_model(checkpoint).has_draft_lora, "a folder cut short would be an error"
+    for alpha in (4, 6):
+        draft_lora.write(checkpoint, config, layers, alpha)
+        assert draft_lora.read(checkpoint, config).scale == alpha / 2
+    assert sorted(path.name for path in checkpoint.glob("linear_spec_lora*")) == [
+        "linear_spec_lora"
+    ]
 
 
 def test_random_models_speculate_without_lora() -> None:

@@ -9,19 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer
 
 from dlm_core import SMALL_MODEL, Batch, Generation, Model, load_model
 from dlm_core.tasks import TASKS, Example, are_right, heldout
+
+tokenizers = pytest.importorskip("tokenizers")
 
 ROOT = Path(__file__).parents[2]
 
 # Right answers of 200, measured, less three: a guard against regressions and no more.
 AT_LEAST = {
-    "autoregressive": 184,
-    "diffusion": 158,
-    "linear_spec": 184,
-    "quadratic_spec": 184,
+    "autoregressive": 183,
+    "diffusion": 179,
+    "linear_spec": 183,
+    "quadratic_spec": 183,
 }
 
 
@@ -31,8 +32,8 @@ def model() -> Model:
 
 
 @functools.cache
-def tokenizer() -> Tokenizer:
-    return Tokenizer.from_file(str(SMALL_MODEL / "tokenizer.json"))
+def tokenizer() -> "tokenizers.Tokenizer":
+    return tokenizers.Tokenizer.from_file(str(SMALL_MODEL / "tokenizer.json"))
 
 
 @functools.cache
@@ -43,9 +44,9 @@ def examples() -> list[Example]:
 
 
 @functools.cache
-def generations(mode: str, lora: bool | None) -> list[Generation]:
+def generations(mode: str, *, lora: bool = True) -> list[Generation]:
     batch = Batch(model(), pages=64 * 8)
-    options = {"lora": lora} if lora is not None else {}
+    options = {"lora": lora} if mode == "linear_spec" else {}
     prompts = [tokenizer().encode(example.prompt).ids for example in examples()]
     requests = [batch.submit(prompt, 72, mode, **options) for prompt in prompts]
     batch.run()
@@ -59,15 +60,19 @@ def test_the_examples_are_200_of_every_task() -> None:
 
 @pytest.mark.parametrize("mode", AT_LEAST)
 def test_as_many_answers_are_right_as_when_it_was_trained(mode: str) -> None:
-    texts = [tokenizer().decode(generation.tokens) for generation in generations(mode, None)]
-    assert sum(are_right(examples(), texts)) >= AT_LEAST[mode]
+    found = generations(mode)
+    texts = [tokenizer().decode(generation.tokens) for generation in found]
+    ended = [generation.tokens[-1] == model().config.eos_token_id for generation in found]
+    right = are_right(examples(), texts)
+    assert sum(map(all, zip(right, ended, strict=True))) >= AT_LEAST[mode]
 
 
 @pytest.mark.parametrize(
-    ("mode", "lora"), [("linear_spec", True), ("linear_spec", False), ("quadratic_spec", None)]
+    ("mode", "options"),
+    [("linear_spec", {}), ("linear_spec", {"lora": False}), ("quadratic_spec", {})],
 )
-def test_self_speculation_is_lossless(mode: str, lora: bool | None) -> None:
-    expected, found = generations("autoregressive", None), generations(mode, lora)
+def test_self_speculation_is_lossless(mode: str, options: dict) -> None:
+    expected, found = generations("autoregressive"), generations(mode, **options)
     assert [each.tokens for each in found] == [each.tokens for each in expected]
     n_forwards = [sum(sum(each.forwards.values()) for each in run) for run in (found, expected)]
     assert n_forwards[0] < n_forwards[1] / 3
@@ -79,6 +84,7 @@ def test_it_takes_at_most_12_megabytes() -> None:
 
 
 def test_the_command_answers_right_with_no_folder_given(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     folders = ("kernels", "bench", "roofline", ".")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / f) for f in folders)}
     command = [sys.executable, "-m", "dlm_core.cli", "generate", "--prompt", "sort: 5 3 9 1"]

@@ -9,10 +9,8 @@ from matplotlib.figure import Figure
 from dlm_roofline.style import FONT_SIZE
 
 from .records import OracleDraft, QualityRecord, Result
-from .scores import acceptance, exact_tasks, headline, indices
+from .scores import FEWEST, Accepted, acceptance, exact_tasks, headline, indices, right_by_itself
 from .style import LOOKS, SMALL, write_title
-
-_FEWEST = 5  # cycles that a cell of the map needs
 
 
 def acceptance_chart(record: QualityRecord) -> Figure | None:
@@ -34,52 +32,54 @@ def acceptance_chart(record: QualityRecord) -> Figure | None:
     n = len(indices(record, exact_tasks(record), len(next(iter(drafted.values())).right)))
     block = record.model.block_size
     title = f"Drafts that linear self-speculation accepts, blocks of {block}"
-    write_title(figure, record, title, f"{n} held-out examples, and the Python functions below")
+    hidden = f"chances of fewer than {FEWEST} cycles are left out"
+    write_title(figure, record, title, f"{n} held-out examples, Python functions below; {hidden}")
     curves = figure.add_axes((0.07, 0.56, 0.87, 0.31))
-    for name, result in drafted.items():
-        _draw_curve(curves, record, name, result)
+    for result in drafted.values():
+        _draw_curve(curves, record, result)
     for drafts in record.oracle_drafts:
         if drafts.block_length == block:
-            _draw_any_position(curves, record, drafts)
+            _draw_by_itself(curves, record, drafts)
     _dress(curves, block)
     width = 0.87 / len(drafted) - 0.06
-    for i, (name, result) in enumerate(drafted.items()):
+    for i, result in enumerate(drafted.values()):
         axes = figure.add_axes((0.11 + i * (width + 0.06), 0.09, width - 0.02, 0.36))
-        image = _draw_map(axes, record, name, result, tasks, labels=i == 0)
+        image = _draw_map(axes, record, result, tasks, labels=i == 0)
     bar = figure.colorbar(image, cax=figure.add_axes((0.94, 0.09, 0.012, 0.36)))
     bar.set_label("chance of being accepted", fontsize=SMALL)
     bar.ax.tick_params(labelsize=SMALL)
     return figure
 
 
-def _draw_curve(axes: Axes, record: QualityRecord, name: str, result: Result) -> None:
-    look = LOOKS["linear_spec, LoRA" if result.setting.lora else "linear_spec"]
+def _draw_curve(axes: Axes, record: QualityRecord, result: Result) -> None:
     found = acceptance(record, result, exact_tasks(record))
-    if not found:
-        return
-    shares = [each.share for each in found]
-    x = range(1, len(shares) + 1)
-    label = f"{'with' if result.setting.lora else 'without'} the LoRA: it and all before are right"
-    axes.plot(
-        x, [share.value for share in shares], color=look.color, marker=look.marker, label=label
-    )
-    low, high = [share.low for share in shares], [share.high for share in shares]
-    axes.fill_between(x, low, high, color=look.color, alpha=0.2, linewidth=0)
+    n = len(indices(record, exact_tasks(record), len(result.right)))
+    lora = bool(result.setting.lora)
+    _draw_chances(axes, found, lora, f"it and all before are right, {n} examples", marked=True)
 
 
-def _draw_any_position(axes: Axes, record: QualityRecord, drafts: OracleDraft) -> None:
+def _draw_by_itself(axes: Axes, record: QualityRecord, drafts: OracleDraft) -> None:
     """How often each draft is right whatever stands before it."""
-    look = LOOKS["linear_spec, LoRA" if drafts.lora else "linear_spec"]
-    index = indices(record, exact_tasks(record), len(drafts.tokens))
-    cycles = [cycle for i in index for cycle in drafts.right[i]]
-    shares = []
-    for position in range(drafts.block_length - 1):
-        there = [cycle[position] == "1" for cycle in cycles if len(cycle) > position]
-        if there:
-            shares.append(sum(there) / len(there))
-    label = f"{'with' if drafts.lora else 'without'} the LoRA: right by itself"
-    style = {"color": look.color, "linestyle": (0, (2, 1)), "linewidth": 1.4}
-    axes.plot(range(1, len(shares) + 1), shares, label=label, **style)
+    found = right_by_itself(record, drafts, exact_tasks(record))
+    n = len(indices(record, exact_tasks(record), len(drafts.tokens)))
+    _draw_chances(axes, found, drafts.lora, f"right by itself, {n} examples", marked=False)
+
+
+def _draw_chances(
+    axes: Axes, found: Sequence[Accepted], lora: bool, what: str, *, marked: bool
+) -> None:
+    """A curve with its band over the positions of enough cycles, and from how many they come."""
+    shown = [(x, each) for x, each in enumerate(found, start=1) if each.cycles >= FEWEST]
+    if not shown:
+        return
+    look = LOOKS["linear_spec, LoRA" if lora else "linear_spec"]
+    xs = [x for x, _ in shown]
+    cycles = [each.cycles for _, each in shown]
+    label = f"{'with' if lora else 'without'} the LoRA: {what}, {cycles[0]} to {cycles[-1]} cycles"
+    style = {"marker": look.marker} if marked else {"linestyle": (0, (2, 1)), "linewidth": 1.4}
+    axes.plot(xs, [each.share.value for _, each in shown], color=look.color, label=label, **style)
+    low, high = ([each.share[end] for _, each in shown] for end in (1, 2))
+    axes.fill_between(xs, low, high, color=look.color, alpha=0.2 if marked else 0.1, linewidth=0)
 
 
 def _dress(axes: Axes, block: int) -> None:
@@ -87,7 +87,7 @@ def _dress(axes: Axes, block: int) -> None:
         xlim=(0.5, block - 0.5),
         ylim=(-0.02, 1.02),
         xlabel="drafted position behind the seed",
-        ylabel="chance, 95% interval",
+        ylabel="chance, 95% interval over examples",
     )
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.grid(True, color="#e4e4e4", linewidth=0.7)
@@ -101,7 +101,6 @@ def _dress(axes: Axes, block: int) -> None:
 def _draw_map(
     axes: Axes,
     record: QualityRecord,
-    name: str,
     result: Result,
     tasks: Sequence[str],
     *,
@@ -111,7 +110,7 @@ def _draw_map(
     chances = np.full((max(len(tasks), 1), result.setting.block_length - 1), np.nan)
     for row, task in enumerate(tasks):
         for position, each in enumerate(acceptance(record, result, [task])):
-            if each.cycles >= _FEWEST:
+            if each.cycles >= FEWEST:
                 chances[row, position] = each.share.value
     edges = (0.5, chances.shape[1] + 0.5, len(chances) - 0.5, -0.5)
     axes.set_facecolor("#eeeeee")

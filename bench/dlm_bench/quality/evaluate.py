@@ -1,11 +1,12 @@
 """Decode held-out examples by one setting, many requests together, and check every answer."""
 
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from dlm_core import Batch, Generation, Model
+from dlm_core import RULES, Batch, Generation, Model
 from dlm_core.decoding import Request
 from dlm_core.tasks import Example, are_right, heldout
 
@@ -33,6 +34,11 @@ class Setting:
         given = asdict(self)
         del given["mode"]
         return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the prefill gives an answer's first token, as it does but for some rules."""
+        return self.rule is None or RULES[self.rule].seed_first_token
 
     @property
     def name(self) -> str:
@@ -87,41 +93,53 @@ def evaluate(
     setting: Setting,
     *,
     max_new_tokens: int,
+    parts: Sequence[Sequence[int]] | None = None,
     on_done: Callable[[], None] = lambda: None,
-) -> list[Outcome]:
+) -> tuple[list[Outcome], list[float]]:
     """Decode each example's prompt greedily and check the answer, which has to end with an EOS.
 
     Args:
         tokenizer: makes a chat of a prompt, and text of tokens.
         max_new_tokens: at most so many of an answer; see `longest_answer`.
+        parts: indices of the examples that are decoded together, one part after the other; every
+            index is in one of them. By default all are one part.
         on_done: called as each example is decoded.
 
+    Returns the outcomes, in the order of the examples, and the seconds that decoding each part
+    took: from prompts as ids to tokens, without what becomes of the text.
     Raises ValueError if the model has no room for a prompt and its answer.
     """
     prompts = [each.ids for each in encoded(tokenizer, [e.prompt for e in examples], special=True)]
-    # Equal lengths run their prompts as one forward.
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    waiting = iter(order)
     block = setting.block_length or model.config.block_size
     longest = max(map(len, prompts)) + max_new_tokens + 2 * block
     batch = Batch(model, pages=CONCURRENT * -(-longest // PAGE_SIZE), page_size=PAGE_SIZE)
     requests: dict[int, Request] = {}
-    n_done = 0
-    while n_done < len(order):
-        for i in itertools.islice(waiting, CONCURRENT - len(batch.running) - len(batch.waiting)):
-            requests[i] = batch.submit(prompts[i], max_new_tokens, setting.mode, **setting.options)
-        for request in batch.step():
-            if request.finished:
-                n_done += 1
-                on_done()
+    seconds = []
+    for part in [range(len(prompts))] if parts is None else parts:
+        begin = time.perf_counter()
+        # Equal lengths run their prompts as one forward.
+        waiting = iter(sorted(part, key=lambda i: len(prompts[i])))
+        n_done = 0
+        while n_done < len(part):
+            free = CONCURRENT - len(batch.running) - len(batch.waiting)
+            for i in itertools.islice(waiting, free):
+                requests[i] = batch.submit(
+                    prompts[i], max_new_tokens, setting.mode, **setting.options
+                )
+            for request in batch.step():
+                if request.finished:
+                    n_done += 1
+                    on_done()
+        seconds.append(time.perf_counter() - begin)
 
     generations = [requests[i].generation for i in range(len(prompts))]
     texts = [tokenizer.decode(generation.tokens) for generation in generations]
     ended = [generation.tokens[-1] == model.config.eos_token_id for generation in generations]
     checked = are_right(examples, texts)
-    return [
+    outcomes = [
         Outcome(example, generation, text, right and end)
         for example, generation, text, right, end in zip(
             examples, generations, texts, checked, ended, strict=True
         )
     ]
+    return outcomes, seconds

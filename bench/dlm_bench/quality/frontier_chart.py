@@ -1,6 +1,6 @@
-"""The frontier: share right against tokens per forward, for every setting on the same examples."""
+"""The picture of the frontier: share right over tokens per forward, all settings and near AR."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,146 +10,165 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from dlm_roofline.style import FONT_SIZE
 
-from .evaluate import Setting
-from .grid import AUTOREGRESSIVE
+from .evaluate import CONCURRENT
+from .frontier import Point, frontier, points
+from .grid import BLOCKS
 from .records import QualityRecord
-from .scores import Score, common_length, exact_tasks, oracle_tpf, pareto, score
-from .style import GREY, LOOKS, ORACLE, SMALL, Look, write_title
+from .scores import common_length, exact_tasks, oracle_tpf
+from .style import GREY, LOOKS, MODES, ORACLE, SMALL, Look, family, write_title
 
-_HALO = [withStroke(linewidth=3, foreground="white")]  # keeps text legible on lines
-_NEAR = (0.12, 0.02)  # the second panel: so far below AR's share right, and above the best
-_LISTED = 14  # at most so many points of the frontier have a number and a line of text
-
-
-@dataclass(frozen=True)
-class Point:
-    setting: Setting
-    score: Score
-
-    @property
-    def x(self) -> float:
-        return self.score.tpf.value
-
-    @property
-    def y(self) -> float:
-        return self.score.right.value
-
-    @property
-    def look(self) -> Look:
-        return LOOKS[family(self.setting)]
-
-
-def family(setting: Setting) -> str:
-    """Which of LOOKS a setting is drawn as."""
-    if setting.mode == "diffusion":
-        return next(name for name in ("threshold", "steps", "rule") if getattr(setting, name))
-    return f"{setting.mode}, LoRA" if setting.lora else setting.mode
-
-
-def points(record: QualityRecord) -> list[Point]:
-    """Every setting on the examples that all of them saw."""
-    n, tasks = common_length(record), exact_tasks(record)
-    found = ((result.setting, score(record, result, tasks, n)) for result in record.results)
-    return [Point(setting, each) for setting, each in found if each and each.tpf]
+_HALO = [withStroke(linewidth=2, foreground="white")]  # keeps text legible on lines
+_NEAR = 0.12  # how far the second panel goes below AR's share right
+_LISTED = 8  # at most so many points of the frontier have a number and a line of text
+_PANELS = ((0.09, 0.695, 0.88, 0.205), (0.09, 0.36, 0.88, 0.275))  # left, bottom, width, height
+_ALONE = (0.09, 0.36, 0.88, 0.54)
+_BEST = {"color": "#bbbbbb", "linewidth": 4, "zorder": 2, "solid_joinstyle": "miter"}
 
 
 def frontier_chart(record: QualityRecord) -> Figure:
-    """All settings on the left, those near AR on the right, the frontier's points listed below."""
+    """All settings above, those near AR below them, and the frontier's points as a list."""
     shown = points(record)
-    best = [shown[i] for i in pareto([(point.x, point.y) for point in shown])]
-    ar = next((point for point in shown if point.setting == AUTOREGRESSIVE), None)
+    best = frontier(shown)
+    ar = next((point for point in shown if point.is_ar), None)
+    n, tasks = common_length(record), exact_tasks(record)
     oracles = {
         each.block_length: found.value
         for each in record.oracle_diffusion
-        if (found := oracle_tpf(record, each, exact_tasks(record)))
+        if (found := oracle_tpf(record, each, tasks, n))
     }
-    figure = Figure(figsize=(14, 10))
-    n = shown[0].score.examples if shown else 0
-    title = "Quality against speed: exact matches over tokens per forward"
-    write_title(figure, record, title, f"the same {n} held-out examples for every point")
-    near = ar is not None and ar.y > 0
-    width = 0.43 if near else 0.90
-    _draw_panel(figure.add_axes((0.06, 0.33, width, 0.54)), shown, best, ar, oracles, None)
-    if near:
-        top = max(point.y for point in shown) + _NEAR[1]
-        limits = (max(0.0, ar.y - _NEAR[0]), min(1.005, top))
-        _draw_panel(figure.add_axes((0.55, 0.33, width, 0.54)), shown, best, ar, oracles, limits)
-    _draw_legend(figure, shown, oracles)
-    _draw_list(figure, best, oracles)
+    figure = Figure(figsize=(11, 14))
+    examples = shown[0].score.examples if shown else 0
+    title = "Exact matches over tokens per forward"
+    write_title(figure, record, title, f"the same {examples} held-out examples for every point")
+    whole = (-0.04, 1.04)
+    if ar is not None and ar.y > 0:
+        # As high as the intervals that are drawn.
+        top = max(point.score.right.high for point in (ar, *best))
+        near = (max(-0.04, ar.y - _NEAR), top + 0.008)
+        _draw_panel(figure.add_axes(_PANELS[0]), shown, best, ar, oracles, whole, "all settings")
+        _draw_panel(figure.add_axes(_PANELS[1]), shown, best, ar, oracles, near, "near AR")
+    else:
+        _draw_panel(figure.add_axes(_ALONE), shown, best, ar, oracles, whole, "all settings")
+    _draw_legends(figure, shown, oracles)
+    _draw_list(figure, best, ar)
     return figure
 
 
 def _draw_panel(
     axes: Axes,
-    shown: list[Point],
-    best: list[Point],
+    shown: Sequence[Point],
+    best: Sequence[Point],
     ar: Point | None,
     oracles: dict[int, float],
-    limits: tuple[float, float] | None,
+    limits: tuple[float, float],
+    title: str,
 ) -> None:
-    for point in shown:
-        right = point.score.right
-        bars = [[right.value - right.low], [right.high - right.value]]
-        axes.errorbar(
-            point.x,
-            point.y,
-            yerr=bars,
-            color=point.look.color,
-            marker=point.look.marker,
-            markersize=_size(point.setting),
-            markeredgecolor="black",
-            markeredgewidth=0.5,
-            elinewidth=0.8,
-            alpha=0.85,
-            zorder=6 if point in best else 4,
-        )
-        for bar in axes.containers[-1].lines[2]:
-            bar.set_alpha(0.6 if point in best or point == ar else 0.2)
-    line = {"color": "black", "linewidth": 1.4, "zorder": 3}
-    axes.plot([point.x for point in best], [point.y for point in best], **line)
-    if ar:
+    visible = [point for point in shown if limits[0] <= point.y <= limits[1]]
+    _set_scales(axes, visible, oracles, limits)
+    axes.set_title(title, loc="left", fontsize=FONT_SIZE)
+    if best:
+        # What is reached at a number of tokens per forward is what the next fastest point gets.
+        xs = [axes.get_xlim()[0], *(point.x for point in best), best[-1].x]
+        ys = [best[0].y, *(point.y for point in best), limits[0] - 1]
+        axes.plot(xs, ys, drawstyle="steps-pre", **_BEST)
+    for point in visible:
+        look = LOOKS[family(point.setting)]
+        on_top = point in best or point.is_ar
+        if on_top:
+            _draw_intervals(axes, point, look)
+        zorder = 6 if on_top else 5
+        axes.plot(point.x, point.y, markersize=_size(point), zorder=zorder, **_mark(look))
+    _join_thresholds(axes, visible)
+    if ar is not None:
         axes.axhline(ar.y, color="black", linewidth=0.8, linestyle=":", zorder=1)
         _draw_oracles(axes, ar, oracles)
-    _set_scales(axes, shown, oracles, limits)
-    _number(axes, best, limits)
+    for label, point in _listed(best, ar):
+        if point in visible:
+            _write(axes, label, point, (9, 9), fontsize=FONT_SIZE, fontweight="bold")
+
+
+def _mark(look: Look) -> dict[str, object]:
+    """A mark and no line; letters have no edge of another colour."""
+    edge = look.color if look.marker.startswith("$") else "black"
+    style = {"color": look.color, "marker": look.marker, "markeredgecolor": edge}
+    return style | {"markeredgewidth": 0.5, "linestyle": "none"}
+
+
+def _draw_intervals(axes: Axes, point: Point, look: Look) -> None:
+    right, tpf = point.score.right, point.score.tpf
+    axes.errorbar(
+        point.x,
+        point.y,
+        xerr=[[tpf.value - tpf.low], [tpf.high - tpf.value]],
+        yerr=[[right.value - right.low], [right.high - right.value]],
+        fmt="none",
+        ecolor=look.color,
+        elinewidth=1,
+        capsize=4,
+        zorder=4,
+    )
+
+
+def _join_thresholds(axes: Axes, visible: Sequence[Point]) -> None:
+    """A thin line through those of one block length, with the values at its ends."""
+    look = LOOKS["threshold"]
+    for block in {point.setting.block_length for point in visible}:
+        line = [p for p in visible if p.setting.threshold and p.setting.block_length == block]
+        line.sort(key=lambda point: point.setting.threshold)
+        if len(line) < 2:
+            continue
+        xs, ys = [point.x for point in line], [point.y for point in line]
+        axes.plot(xs, ys, color=look.color, linewidth=0.9, zorder=3)
+        for point, offset in ((line[0], (9, -1)), (line[-1], (-9, -15))):
+            text = f"{point.setting.threshold:g}".removeprefix("0")
+            _write(axes, text, point, offset, fontsize=SMALL, color=look.color)
 
 
 def _draw_oracles(axes: Axes, ar: Point, oracles: dict[int, float]) -> None:
-    """Where the oracle stands: as right as AR, in the fewest forwards."""
+    """Where the oracle stands: as right as AR, in fewer forwards."""
     for block, tpf in oracles.items():
-        axes.plot([tpf, tpf], [0, ar.y], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        style = {"marker": ORACLE.marker, "color": ORACLE.color, "linestyle": "none"}
-        axes.plot(tpf, ar.y, markersize=_sized(block), markeredgecolor="black", zorder=5, **style)
+        axes.axvline(tpf, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        axes.plot(tpf, ar.y, markersize=_sized(block), zorder=5, **_mark(ORACLE))
         axes.annotate(
             f"oracle {block}",
-            (tpf, ar.y),
-            xytext=(0, 12),
+            (tpf, 1),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(0, 4),
             textcoords="offset points",
-            rotation=45,
-            ha="left",
+            ha="center",
             fontsize=SMALL,
             color="#444444",
-            path_effects=_HALO,
-            annotation_clip=True,
         )
+
+
+def _write(
+    axes: Axes, text: str, point: Point, offset: tuple[float, float], **style: object
+) -> None:
+    """A word beside a point, in points of type from it."""
+    axes.annotate(
+        text,
+        (point.x, point.y),
+        xytext=offset,
+        textcoords="offset points",
+        path_effects=_HALO,
+        zorder=8,
+        **style,
+    )
 
 
 def _set_scales(
     axes: Axes,
-    shown: list[Point],
+    visible: Sequence[Point],
     oracles: dict[int, float],
-    limits: tuple[float, float] | None,
+    limits: tuple[float, float],
 ) -> None:
-    xs = [*(point.x for point in shown), *oracles.values()] or [1.0]
-    if limits:
-        near = [point.x for point in shown if limits[0] <= point.y <= limits[1]]
-        xs = [*near, *oracles.values()] or xs
+    xs = [*(point.x for point in visible), *oracles.values()] or [1.0]
     axes.set(
         xscale="log",
         xlim=(min(xs) * 0.88, max(xs) * 1.25),
-        ylim=limits or (-0.02, 1.02),
-        xlabel="tokens per forward (prefill not counted)",
-        ylabel="" if limits else "share of exact matches, 95% interval",
+        ylim=limits,
+        xlabel="tokens per forward, without the prefill and the token that it gives",
+        ylabel="exact matches",
     )
     low, high = axes.get_xlim()
     ticks = [x for x in (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32) if low <= x <= high]
@@ -162,75 +181,80 @@ def _set_scales(
     axes.tick_params(labelsize=FONT_SIZE - 1)
     axes.xaxis.label.set_size(FONT_SIZE)
     axes.yaxis.label.set_size(FONT_SIZE)
-    axes.set_title("near AR" if limits else "all settings", loc="left", fontsize=FONT_SIZE)
 
 
-def _number(axes: Axes, best: list[Point], limits: tuple[float, float] | None) -> None:
-    """The numbers of the list below, beside the frontier's points."""
-    for number, point in enumerate(best[-_LISTED:], start=1):
-        if limits and not limits[0] <= point.y <= limits[1]:
-            continue
-        axes.annotate(
-            str(number),
-            (point.x, point.y),
-            xytext=(8, 8),
-            textcoords="offset points",
-            fontsize=FONT_SIZE - 1,
-            fontweight="bold",
-            path_effects=_HALO,
-            zorder=8,
-        )
+def _listed(best: Sequence[Point], ar: Point | None) -> list[tuple[str, Point]]:
+    """AR and the frontier's points by number, of too many those at both ends."""
+    listed = [(str(number), point) for number, point in enumerate(best, start=1)]
+    if len(listed) > _LISTED:
+        listed = listed[: _LISTED // 2] + listed[-(_LISTED // 2) :]
+    return listed if ar is None or ar in best else [("AR", ar), *listed]
 
 
-def _draw_legend(figure: Figure, shown: list[Point], oracles: dict[int, float]) -> None:
-    families = [name for name in LOOKS if any(family(point.setting) == name for point in shown)]
-    edge = {"markeredgecolor": "black", "linestyle": "none"}
-    handles = [
-        Line2D([], [], color=look.color, marker=look.marker, markersize=9, label=look.label, **edge)
-        for look in (LOOKS[name] for name in families)
+def _draw_legends(figure: Figure, shown: Sequence[Point], oracles: dict[int, float]) -> None:
+    """One for each mode, and one for the lines."""
+    there = {family(point.setting) for point in shown}
+    columns = {
+        mode: [_handle(LOOKS[name]) for name in families if name in there]
+        for mode, families in MODES.items()
+    }
+    thin = LOOKS["threshold"].color
+    lines = [
+        Line2D([], [], color=_BEST["color"], linewidth=4, label="frontier"),
+        Line2D([], [], color="black", linewidth=0.8, linestyle=":", label="AR's share"),
+        Line2D([], [], color=thin, linewidth=0.9, label="thresholds of one block length"),
     ]
-    if oracles:
-        style = {"color": ORACLE.color, "marker": ORACLE.marker, "markersize": 9}
-        handles.append(Line2D([], [], label=ORACLE.label, **style, **edge))
-    handles.append(Line2D([], [], color="black", linewidth=1.4, label="Pareto frontier"))
-    handles.append(Line2D([], [], color="black", linewidth=0.8, linestyle=":", label="AR's share"))
-    figure.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(0.05, 0.265),
-        fontsize=SMALL,
-        frameon=False,
-        labelspacing=0.6,
-        title="Larger marks: longer blocks (8, 16, 32)",
-        title_fontsize=SMALL,
-        alignment="left",
-    )
+    columns["reference"] += lines + [_handle(ORACLE)] * bool(oracles)
+    left = dict(zip(columns, (0.08, 0.46, 0.69), strict=True))
+    for mode, handles in columns.items():
+        if not handles:
+            continue
+        legend = figure.legend(
+            handles=handles,
+            loc="upper left",
+            bbox_to_anchor=(left[mode], 0.32),
+            fontsize=SMALL,
+            frameon=False,
+            labelspacing=0.45,
+            ncols=2 if len(handles) > 5 else 1,
+            columnspacing=1.2,
+            title=mode,
+            title_fontsize=SMALL,
+            alignment="left",
+        )
+        legend.get_title().set_fontweight("bold")
+    blocks = ", ".join(map(str, BLOCKS))
+    figure.text(0.095, 0.222, f"larger marks: longer blocks ({blocks})", fontsize=SMALL)
 
 
-def _draw_list(figure: Figure, best: list[Point], oracles: dict[int, float]) -> None:
-    lines = ["The frontier, by rising speed:"] if best else ["Nothing was measured."]
-    for number, point in enumerate(best[-_LISTED:], start=1):
+def _handle(look: Look) -> Line2D:
+    return Line2D([], [], label=look.label, markersize=9, **_mark(look))
+
+
+def _draw_list(figure: Figure, best: Sequence[Point], ar: Point | None) -> None:
+    listed = _listed(best, ar)
+    lines = ["     TPF   right     ms"] if listed else ["Nothing was measured."]
+    for label, point in listed:
         block = point.setting.block_length
-        where = f", block {block}" if block else ""
-        lines.append(f"{number:>2}  {point.x:5.2f}  {point.y:6.1%}  {point.setting.name}{where}")
-    style = {"va": "top", "fontsize": SMALL, "family": "monospace", "linespacing": 1.35}
-    figure.text(0.30, 0.262, "\n".join(lines), **style)
-    if oracles:
-        bound = [
-            "Oracle: each step commits every masked",
-            "position whose argmax is AR's token,",
-            "or one by force where none is. TPF:",
-        ]
-        bound += [f"  block {block:>2}  {tpf:5.2f}" for block, tpf in oracles.items()]
-        figure.text(0.72, 0.262, "\n".join(bound), **style)
+        name = f"{point.setting.name}, block {block}" if block else point.setting.name
+        lines.append(f"{label:>2} {point.x:5.2f}  {point.y:6.1%}  {point.ms:5.1f}  {name}")
+    if left_out := len(best) - len(_listed(best, None)):
+        lines.append(f"and {left_out} between them that are left out")
+    style = {"va": "top", "fontsize": SMALL, "linespacing": 1.3}
+    explained = (
+        "AR and the frontier, by rising tokens per forward (TPF). A forward's cost differs by mode:"
+        " ms is wall\n"
+        f"time an example, prefill too, up to {CONCURRENT} examples together, in one run."
+        " Intervals: 95%, drawn for these points alone."
+    )
+    figure.text(0.09, 0.203, explained, **style)
+    figure.text(0.09, 0.168, "\n".join(lines), family="monospace", **style)
 
 
-def _size(setting: Setting) -> float:
-    if setting == AUTOREGRESSIVE:
-        return 15
-    return _sized(setting.block_length)
+def _size(point: Point) -> float:
+    return 17 if point.is_ar else _sized(point.setting.block_length)
 
 
 def _sized(block: int) -> float:
     """Larger marks for longer blocks; 8, 16 and 32 tell well apart."""
-    return 4 + 2 * max(1, block / 8) ** 0.8
+    return 5 + 2.2 * max(1, block / 8) ** 0.8

@@ -22,13 +22,18 @@ HEADLINE_THRESHOLD = 0.9
 
 AUTOREGRESSIVE = Setting("autoregressive")
 
+_OTHER_MODES = [
+    Skipped("mode infill", "fills a gap between two texts; it does not answer a prompt"),
+    Skipped("mode refine", "revises a draft; it does not answer a prompt"),
+]
+
 
 @dataclass(frozen=True)
 class Grid:
     """headline: settings that see `per_task` examples of each task; the others see `rest_per_task`.
 
     blocks: block lengths of the oracle and of perplexities. passages: texts for the latter.
-    skipped: what does not suit the model, and why.
+    skipped: modes and rules that are left out, and why.
     """
 
     headline: list[Setting]
@@ -74,7 +79,7 @@ def standard(block_size: int, *, has_lora: bool) -> Grid:
     rest += [linear_spec(block, lora=lora) for block in BLOCKS for lora in loras]
     rest += [Setting("quadratic_spec", block_length=k) for k in DRAFTS]
     rest = [setting for setting in rest if setting not in headline]
-    return Grid(headline, rest, 168, 12, BLOCKS, 32, skipped)
+    return Grid(headline, rest, 168, 12, BLOCKS, 32, [*_OTHER_MODES, *skipped])
 
 
 def quick(block_size: int, *, has_lora: bool) -> Grid:

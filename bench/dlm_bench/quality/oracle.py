@@ -1,14 +1,16 @@
-"""The head room of parallel decoding: what could be committed if one knew which tokens are right.
+"""The head room of parallel decoding: what a greedy oracle commits that knows which are right.
 
-The reference is the model's own autoregressive greedy answer, so an oracle loses no quality: it
-says how few forwards that answer could have taken.
+The reference is the model's own autoregressive greedy answer, so an oracle loses no quality. What
+it takes is no bound: each step commits all that it safely can, and another order of commits might
+need fewer steps.
 
 Diffusion. A block starts as [seed | masks] behind the causal context. Each step runs the denoising
 forward and commits every masked position whose argmax (the mask id banned) is the reference's token
 there: the largest set that could safely be committed at that step. Where no argmax is right, the
-step commits the leftmost masked position with the reference's token, which a causal row would have
-given; such steps are counted as forced. Positions behind the reference's EOS stay masked and count
-for nothing. A block's causal commit counts as a forward too, but behind the last one.
+step commits the leftmost masked position with the reference's token. Its forward did not give that
+token; one causal forward more would have, so such forced steps are counted beside the forwards.
+Positions behind the reference's EOS stay masked and count for nothing. A block's causal commit
+counts as a forward too, but behind the last one.
 
 Linear self-speculation. A cycle drafts behind the reference as `linear_spec` does. Longest prefix:
 drafts right from the first on, and the verifier's own token behind them, which is what
@@ -16,7 +18,7 @@ drafts right from the first on, and the verifier's own token behind them, which 
 token: what a cycle could emit at most if a wrong draft spoilt nothing behind it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +26,8 @@ from torch import Tensor
 
 from dlm_core import KVCache, Model
 from dlm_core.decoding.runner import Runner
-from dlm_kernels.validate import MAX_BLOCK
+
+from .contexts import after_contexts, batches
 
 BATCH = 64
 
@@ -39,7 +42,11 @@ class Reference:
 
 @dataclass
 class Denoised:
-    """What the oracle took for one answer. per_step: positions committed in each denoising step."""
+    """What the oracle took for one answer.
+
+    forwards: denoising steps, forced ones among them, and commits. forced: steps whose one token
+    their own forward did not give. per_step: positions committed in each denoising step.
+    """
 
     tokens: int
     forwards: int = 0
@@ -71,10 +78,10 @@ def denoise(
     """The oracle's diffusion of each reference; see the module's docstring."""
     runner = Runner.of(model)
     found = [Denoised(len(reference.answer)) for reference in references]
-    for index in _batches(references):
+    for index in batches([each.answer for each in references], BATCH):
         batch = [references[i] for i in index]
         # The seed is the prefill's token, and right: both are the causal argmax behind the prompt.
-        cache = _after_prompts(runner, batch, block_length)
+        cache = _after_prompts(model, batch, block_length)
         n_blocks = max(-(-len(each.answer) // block_length) for each in batch)
         for begin in range(0, n_blocks * block_length, block_length):
             target = _targets(batch, begin, block_length, model)
@@ -132,9 +139,9 @@ def draft(
     runner = Runner.of(model)
     found = [Drafted() for _ in references]
     mask_id = model.config.mask_token_id
-    for index in _batches(references):
+    for index in batches([each.answer for each in references], BATCH):
         batch = [references[i] for i in index]
-        cache = _after_prompts(runner, batch, block_length)
+        cache = _after_prompts(model, batch, block_length)
         at = torch.zeros(len(batch), dtype=torch.long)  # places of the cycle's seeds in the answers
         lengths = torch.tensor([len(each.answer) for each in batch])
         while (at < lengths - 1).any():
@@ -163,42 +170,16 @@ def draft(
 # --- what the two have in common
 
 
-def _batches(references: Sequence[Reference]) -> Iterator[list[int]]:
-    """Indices, those of answers of like length together."""
-    order = sorted(range(len(references)), key=lambda i: len(references[i].answer))
-    for begin in range(0, len(order), BATCH):
-        yield order[begin : begin + BATCH]
-
-
 def _choices(runner: Runner, hidden: Tensor) -> Tensor:
     """Greedy choices int32 [batch, M]."""
     place = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
     return runner.choose(runner.logits(hidden), None, place, place)
 
 
-def _after_prompts(runner: Runner, batch: Sequence[Reference], block_length: int) -> KVCache:
+def _after_prompts(model: Model, batch: Sequence[Reference], block_length: int) -> KVCache:
     """A cache that holds each prompt, with room for the answer and whole blocks behind it."""
-    config = runner.model.config
-    longest = max(len(each.prompt) for each in batch)
-    room = longest + max(len(each.answer) for each in batch) + 2 * block_length
-    cache = KVCache(
-        config,
-        len(batch),
-        min(room, config.max_position_embeddings),
-        device=runner.model.device,
-        dtype=runner.model.dtype,
-    )
-    padded = torch.full((len(batch), longest), config.eos_token_id, dtype=torch.int32)
-    for row, each in enumerate(batch):
-        padded[row, : len(each.prompt)] = torch.tensor(each.prompt)
-    padded = padded.to(runner.model.device)
-    for begin in range(0, longest, MAX_BLOCK):
-        chunk = padded[:, begin : begin + MAX_BLOCK]
-        runner.hidden(chunk, cache, causal=True)
-        cache.advance(chunk.shape[1])
-    # What was written behind a shorter prompt is no context, and the next tokens replace it.
-    cache.lengths.copy_(torch.tensor([len(each.prompt) for each in batch]))
-    return cache
+    room = max(len(each.answer) for each in batch) + 2 * block_length
+    return after_contexts(model, [each.prompt for each in batch], room)
 
 
 def _commit(runner: Runner, cache: KVCache, target: Tensor, n: Tensor) -> None:

@@ -1,7 +1,8 @@
 """Teacher-forced perplexity of held-out text and answers: how well a model knows the right tokens.
 
-All of it is exp(nats a token) over the same tokens, which are every token behind the context: of a
-text behind its BOS, of an answer (EOS included) behind its prompt.
+All of it is exp(nats a token). A passage's tokens are those behind its context: of a text behind
+its BOS, of an answer (EOS included) behind its prompt. `autoregressive` and `bound` are over every
+one of them, so over the same tokens; `masked` is over those that were masked.
 
 Autoregressive. The cross-entropy of each token in causal forwards.
 
@@ -11,9 +12,10 @@ cross-entropy of those, at their own place, is
 - `bound`: m uniform in 1 to n and the sum weighed by n / m, which in expectation bounds the
   negative log-likelihood of the block from above (arXiv 2502.09992, section 2.1 and appendix A:
   the same as t uniform in (0, 1), masking with probability t and weighing by 1 / t). Several
-  seeded draws a block, m spread evenly over its range.
+  seeded draws a block, m spread evenly over its range; nats are their mean.
 - `masked` at rate r: m = r n, rounded up, unweighed: the cross-entropy of a masked token at that
-  rate. At rate 1 every token of the block is masked, as in a draft without a seed.
+  rate, over the masked tokens of one seeded draw. At rate 1 every token of the block is masked, as
+  in a draft without a seed.
 Behind an answer's EOS nothing is known and nothing scored: those places stay masked.
 """
 
@@ -26,8 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlm_core import KVCache, Model
+from dlm_core import Model
 from dlm_kernels.validate import MAX_BLOCK
+
+from .contexts import after_contexts, batches, new_cache, padded
 
 BATCH = 32
 DRAWS = 4
@@ -47,7 +51,7 @@ class Score:
     """Nats and how many tokens they are of, an entry a passage."""
 
     nats: list[float]
-    tokens: list[float]
+    tokens: list[int]
 
 
 def of(nats: float) -> float:
@@ -58,11 +62,11 @@ def of(nats: float) -> float:
 @torch.inference_mode()
 def autoregressive(model: Model, passages: Sequence[Passage]) -> Score:
     """Cross-entropy of each token behind all before it."""
-    score = Score([0.0] * len(passages), [float(len(each.tokens)) for each in passages])
-    for index in _batches(passages):
+    score = Score([0.0] * len(passages), [len(each.tokens) for each in passages])
+    for index in batches([each.tokens for each in passages], BATCH):
         batch = [passages[i] for i in index]
-        tokens, _ = _padded([each.context + each.tokens for each in batch], model)
-        cache = _cache(model, len(batch), tokens.shape[1])
+        tokens, _ = padded([each.context + each.tokens for each in batch], model)
+        cache = new_cache(model, len(batch), tokens.shape[1])
         nats = []
         for begin in range(0, tokens.shape[1], MAX_BLOCK):
             chunk = tokens[:, begin : begin + MAX_BLOCK]
@@ -88,15 +92,16 @@ def diffusion(
 ) -> dict[str, Score]:
     """`bound` and `masked <rate>` of passages in blocks; see the module's docstring."""
     names = ["bound", *(f"masked {rate:g}" for rate in RATES)]
-    scores = {name: Score([0.0] * len(passages), [0.0] * len(passages)) for name in names}
+    scores = {name: Score([0.0] * len(passages), [0] * len(passages)) for name in names}
     rng = random.Random(f"{seed} {block_length}")
-    for index in _batches(passages):
+    for index in batches([each.tokens for each in passages], BATCH):
         batch = [passages[i] for i in index]
-        cache = _after_contexts(model, batch, block_length)
         longest = max(len(each.tokens) for each in batch)
+        room = -(-longest // block_length) * block_length
+        cache = after_contexts(model, [each.context for each in batch], room)
         for begin in range(0, longest, block_length):
             pieces = [each.tokens[begin : begin + block_length] for each in batch]
-            target, known = _padded(pieces, model, block_length)
+            target, known = padded(pieces, model, block_length)
             for name, masked, weights in _noises(pieces, block_length, rng):
                 masked, weights = masked.to(model.device), weights.to(model.device)
                 noisy = torch.where(masked | ~known, model.config.mask_token_id, target)
@@ -104,12 +109,14 @@ def diffusion(
                 nats = (_nats(model, hidden, target) * (masked & known)).sum(1) * weights
                 for row, i in enumerate(index):
                     scores[name].nats[i] += nats[row].item()
-                    counted = len(pieces[row]) if name == "bound" else int(masked[row].sum())
-                    scores[name].tokens[i] += counted
+                    if name != "bound":
+                        scores[name].tokens[i] += int(masked[row].sum())
             if begin + block_length < longest:
                 model(target, cache, causal=True)
                 cache.advance(block_length)
         on_done(len(index))
+    bound = [nats / DRAWS for nats in scores["bound"].nats]
+    scores["bound"] = Score(bound, [len(each.tokens) for each in passages])
     return scores
 
 
@@ -146,42 +153,3 @@ def _nats(model: Model, hidden: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), target.flatten().long(), reduction="none").view(
         target.shape
     )
-
-
-def _batches(passages: Sequence[Passage]) -> Iterator[list[int]]:
-    """Indices, those of like length together."""
-    order = sorted(range(len(passages)), key=lambda i: len(passages[i].tokens))
-    for begin in range(0, len(order), BATCH):
-        yield order[begin : begin + BATCH]
-
-
-def _padded(
-    rows: Sequence[list[int]], model: Model, length: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Ids int32 [batch, length], EOS behind each row's end, and which are the rows' own."""
-    length = max(map(len, rows)) if length is None else length
-    tokens = torch.full((len(rows), length), model.config.eos_token_id, dtype=torch.int32)
-    known = torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row, dtype=torch.int32)
-        known[i, : len(row)] = True
-    return tokens.to(model.device), known.to(model.device)
-
-
-def _cache(model: Model, batch: int, capacity: int) -> KVCache:
-    return KVCache(model.config, batch, capacity, device=model.device, dtype=model.dtype)
-
-
-def _after_contexts(model: Model, batch: Sequence[Passage], block_length: int) -> KVCache:
-    """A cache that holds each passage's context, with room for its blocks behind it."""
-    contexts, known = _padded([each.context for each in batch], model)
-    longest = max(len(each.tokens) for each in batch)
-    blocks = -(-longest // block_length) * block_length
-    cache = _cache(model, len(batch), contexts.shape[1] + blocks)
-    for begin in range(0, contexts.shape[1], MAX_BLOCK):
-        chunk = contexts[:, begin : begin + MAX_BLOCK]
-        model(chunk, cache, causal=True)
-        cache.advance(chunk.shape[1])
-    # What was written behind a shorter context is none, and the next tokens replace it.
-    cache.lengths.copy_(known.sum(1))
-    return cache

@@ -15,13 +15,18 @@ from dlm_core.draft_lora import FOLDER
 from dlm_core.tasks import TASKS, Example
 from dlm_roofline.records import Device, Skipped
 
-from . import evaluate, oracle, perplexity
 from .evaluate import Outcome, Setting
+from .grid import SEED, Grid
 
-SCHEMA = 1
+SCHEMA = 2
 SCOPES = ("standard", "quick")
-# Parts of dlm_core that decide nothing of what a setting generates.
+# Parts of dlm_core that decide nothing of what a setting generates. Of `training`, text.py is
+# hashed nonetheless, for perplexity is measured on its documents.
 _NOT_DECODING = {"cli.py", "generate_command.py", "block_trace.py", "training", "small_model"}
+# Parts of this folder that only show what a record holds.
+_SHOWING = {
+    "acceptance_chart.py", "charts.py", "frontier_chart.py", "readme.py", "style.py", "tables.py",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,16 +43,26 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Sample:
-    """The examples. tasks: those of one turn, in order. hash: of every prompt and answer."""
+    """What is measured on; see `Grid` for the three numbers.
+
+    tasks: those of one turn, in order. hash: of every prompt and answer.
+    """
 
     seed: int
     per_task: int
+    rest_per_task: int
+    passages: int
     tasks: list[str]
     hash: str
 
     def __post_init__(self) -> None:
         if not self.tasks or self.per_task < 1:
             raise ValueError(f"a sample of {self.per_task} examples of each of {self.tasks}")
+        if not 1 <= self.rest_per_task <= self.per_task:
+            raise ValueError(
+                f"rest_per_task is {self.rest_per_task}; it must be in 1 to per_task,"
+                f" {self.per_task}"
+            )
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,9 @@ class Result:
     tokens, forwards: generated, and run for them, without the prefill's. digests: of the tokens,
         to tell whether two settings gave the same. cycles: of self-speculation, the tokens that
         each cycle emitted, before any cut; else empty.
-    kinds: forwards by kind, over all examples. seconds: of the whole setting, batched.
+    kinds: forwards by kind, over all examples.
+    seconds: of decoding the examples but the Python functions, many together, prefills too.
+    seconds_of_rest: of those, the first `Sample.rest_per_task` of each task.
     mistakes: the first of each task.
     """
 
@@ -78,6 +95,7 @@ class Result:
     cycles: list[list[int]]
     kinds: dict[str, int]
     seconds: float
+    seconds_of_rest: float
     mistakes: list[Mistake]
 
     def __post_init__(self) -> None:
@@ -89,7 +107,14 @@ class Result:
             raise ValueError(f"cycles holds {len(self.cycles)} entries; right has {n}")
 
     @classmethod
-    def of(cls, setting: Setting, outcomes: Sequence[Outcome], seconds: float) -> "Result":
+    def of(
+        cls,
+        setting: Setting,
+        outcomes: Sequence[Outcome],
+        *,
+        seconds: float,
+        seconds_of_rest: float,
+    ) -> "Result":
         kinds: dict[str, int] = {}
         mistakes: dict[str, Mistake] = {}
         for each in outcomes:
@@ -109,6 +134,7 @@ class Result:
             cycles=[each.generation.accepted for each in outcomes] if speculates else [],
             kinds=kinds,
             seconds=seconds,
+            seconds_of_rest=seconds_of_rest,
             mistakes=list(mistakes.values()),
         )
 
@@ -118,6 +144,8 @@ class Perplexity:
     """exp(nats a token), over tokens of "answers" or of "text". kind: see `perplexity`.
 
     low, high: the 95% interval over passages. block_length: None if autoregressive.
+    tokens: of all passages; of `masked` those that were masked.
+    seconds: for all kinds of this block length and these passages, which are measured together.
     """
 
     kind: str
@@ -127,21 +155,22 @@ class Perplexity:
     low: float
     high: float
     tokens: int
+    seconds: float
 
 
 @dataclass(frozen=True)
 class OracleDiffusion:
-    """The oracle at one block length; columns as in Result. per_step: see `oracle`."""
+    """The oracle at one block length; columns as in Result. forced, per_step: see `oracle`."""
 
     block_length: int
     tokens: list[int]
     forwards: list[int]
-    forced: int
+    forced: list[int]
     per_step: list[list[int]]
     seconds: float
 
     def __post_init__(self) -> None:
-        _check_columns(self, "forwards", "per_step")
+        _check_columns(self, "forwards", "forced", "per_step")
 
 
 @dataclass(frozen=True)
@@ -168,6 +197,7 @@ class QualityRecord:
     scope: "standard", or "quick": a few settings on a few examples.
     code: hash of the sources that decide what is generated and what counts as right.
     max_new_tokens: of every setting.
+    seconds: of measuring, over all the parts that were measured at different times.
     """
 
     schema: int
@@ -184,6 +214,7 @@ class QualityRecord:
     code: str
     sample: Sample
     max_new_tokens: int
+    seconds: float = 0.0
     results: list[Result] = field(default_factory=list)
     perplexities: list[Perplexity] = field(default_factory=list)
     oracle_diffusion: list[OracleDiffusion] = field(default_factory=list)
@@ -221,9 +252,12 @@ class QualityRecord:
         return ", ".join(apart) or None
 
 
-def sample_of(examples: Sequence[Example], per_task: int, seed: int) -> Sample:
+def sample_of(examples: Sequence[Example], wanted: Grid) -> Sample:
+    """`examples`, which hold `wanted.per_task` of each task."""
     tasks = [example.task for example in examples[: len(TASKS)]]
-    return Sample(seed, per_task, tasks, digest(repr(examples)))
+    return Sample(
+        SEED, wanted.per_task, wanted.rest_per_task, wanted.passages, tasks, digest(repr(examples))
+    )
 
 
 def checkpoint_hash(folder: Path) -> str:
@@ -233,17 +267,20 @@ def checkpoint_hash(folder: Path) -> str:
     return _of_files([*files, *sorted(folder.glob(f"{FOLDER}/*.safetensors"))], folder)
 
 
-def code_hash() -> str:
-    """Of the sources that decide what is generated and what counts as right."""
-    core, kernels = Path(dlm_core.__file__).parent, Path(dlm_kernels.__file__).parent
-    ours = [Path(module.__file__) for module in (evaluate, oracle, perplexity)]
+def code_hash(
+    core: Path = Path(dlm_core.__file__).parent,
+    kernels: Path = Path(dlm_kernels.__file__).parent,
+    quality: Path = Path(__file__).parent,
+) -> str:
+    """Of the sources that decide what is measured, what is generated and what counts as right."""
     core_files = [
         file for file in core.rglob("*.py") if file.relative_to(core).parts[0] not in _NOT_DECODING
     ]
+    ours = [file for file in quality.glob("*.py") if file.name not in _SHOWING]
     parts = [
         _of_files(sorted(kernels.rglob("*.py")), kernels),
-        _of_files(sorted(core_files), core),
-        _of_files(ours, ours[0].parent),
+        _of_files(sorted([*core_files, core / "training" / "text.py"]), core),
+        _of_files(sorted(ours), quality),
     ]
     return digest(repr(parts))
 

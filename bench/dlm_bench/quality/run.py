@@ -6,7 +6,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dlm_core import SMALL_MODEL, DeviceError, Model, load_model
+from dlm_core.generate_command import tokenizer_of
 from dlm_core.tasks import Example
 from dlm_core.training.text import documents
 from dlm_core.whole_file import write_whole
@@ -40,7 +42,7 @@ from .records import (
     code_hash,
     sample_of,
 )
-from .scores import exact_tasks, headline, long_tasks, score
+from .scores import PYTHON, exact_tasks, headline, long_tasks, score
 from .statistics import ratio
 
 if TYPE_CHECKING:
@@ -76,18 +78,22 @@ class Run:
             if self.record.result(setting) is not None:
                 continue
             block = f", block {setting.block_length}" if setting.block_length else ""
-            on_done = self._show(f"{setting.name}{block}", len(examples))
-            begin = time.perf_counter()
-            outcomes = evaluate(
-                self.model,
-                self.tokenizer,
-                examples,
-                setting,
-                max_new_tokens=self.record.max_new_tokens,
-                on_done=on_done,
-            )
-            seconds = time.perf_counter() - begin
-            self.record.results.append(Result.of(setting, outcomes, seconds))
+            with self._part(f"{setting.name}{block}", len(examples)) as on_done:
+                outcomes, seconds = evaluate(
+                    self.model,
+                    self.tokenizer,
+                    examples,
+                    setting,
+                    max_new_tokens=self.record.max_new_tokens,
+                    parts=self._timed_parts(examples),
+                    on_done=on_done,
+                )
+                _, of_rest, of_others = seconds
+                self.record.results.append(
+                    Result.of(
+                        setting, outcomes, seconds=of_rest + of_others, seconds_of_rest=of_rest
+                    )
+                )
             self.save()
 
     def oracles(self, blocks: Sequence[int], per_task: int) -> None:
@@ -104,36 +110,37 @@ class Run:
                 references = self._references(per_task)
             tokens = [len(each.answer) for each in references]
             if block not in denoised:
-                on_done = self._show(f"oracle of diffusion, block {block}", len(references))
-                begin = time.perf_counter()
-                found = oracle.denoise(self.model, references, block, on_done)
-                self.record.oracle_diffusion.append(
-                    OracleDiffusion(
-                        block,
-                        tokens,
-                        forwards=[each.forwards for each in found],
-                        forced=sum(each.forced for each in found),
-                        per_step=[each.per_step for each in found],
-                        seconds=time.perf_counter() - begin,
+                name = f"oracle of diffusion, block {block}"
+                with self._part(name, len(references)) as on_done:
+                    begin = time.perf_counter()
+                    found = oracle.denoise(self.model, references, block, on_done)
+                    self.record.oracle_diffusion.append(
+                        OracleDiffusion(
+                            block,
+                            tokens,
+                            forwards=[each.forwards for each in found],
+                            forced=[each.forced for each in found],
+                            per_step=[each.per_step for each in found],
+                            seconds=time.perf_counter() - begin,
+                        )
                     )
-                )
                 self.save()
             for lora in missing:
                 name = f"oracle of drafts{', LoRA' * lora}, block {block}"
-                on_done = self._show(name, len(references))
-                begin = time.perf_counter()
-                drafts = oracle.draft(self.model, references, block, lora=lora, on_done=on_done)
-                self.record.oracle_drafts.append(
-                    OracleDraft(
-                        block,
-                        lora,
-                        tokens,
-                        prefix=[each.prefix for each in drafts],
-                        anywhere=[each.anywhere for each in drafts],
-                        right=[["".join("01"[r] for r in c) for c in d.right] for d in drafts],
-                        seconds=time.perf_counter() - begin,
+                with self._part(name, len(references)) as on_done:
+                    begin = time.perf_counter()
+                    drafts = oracle.draft(self.model, references, block, lora=lora, on_done=on_done)
+                    self.record.oracle_drafts.append(
+                        OracleDraft(
+                            block,
+                            lora,
+                            tokens,
+                            prefix=[each.prefix for each in drafts],
+                            anywhere=[each.anywhere for each in drafts],
+                            right=[["".join("01"[r] for r in c) for c in d.right] for d in drafts],
+                            seconds=time.perf_counter() - begin,
+                        )
                     )
-                )
                 self.save()
 
     def perplexities(self, blocks: Sequence[int], per_task: int, passages: int) -> None:
@@ -143,24 +150,28 @@ class Run:
         for over, make in wanted.items():
             if all((over, block) in done for block in (None, *blocks)):
                 continue
-            chosen = make()
+            with self._part(f"{over} for perplexity", None):
+                chosen = make()
             if not chosen:
                 continue
             for block in (None, *blocks):
                 if (over, block) in done:
                     continue
                 how = "autoregressive" if block is None else f"blocks of {block}"
-                on_done = self._show(f"perplexity of {over}, {how}", len(chosen))
-                if block is None:
-                    scores = {"autoregressive": perplexity.autoregressive(self.model, chosen)}
-                else:
-                    seed = self.record.sample.seed
-                    scores = perplexity.diffusion(
-                        self.model, chosen, block, seed=seed, on_done=on_done
+                with self._part(f"perplexity of {over}, {how}", len(chosen)) as on_done:
+                    begin = time.perf_counter()
+                    if block is None:
+                        scores = {"autoregressive": perplexity.autoregressive(self.model, chosen)}
+                    else:
+                        seed = self.record.sample.seed
+                        scores = perplexity.diffusion(
+                            self.model, chosen, block, seed=seed, on_done=on_done
+                        )
+                    seconds = time.perf_counter() - begin
+                    self.record.perplexities.extend(
+                        _perplexity(kind, over, block, found, seconds)
+                        for kind, found in scores.items()
                     )
-                self.record.perplexities.extend(
-                    _perplexity(kind, over, block, found) for kind, found in scores.items()
-                )
                 self.save()
 
     def save(self) -> None:
@@ -171,15 +182,15 @@ class Run:
     def _references(self, per_task: int) -> list[oracle.Reference]:
         """AR's answers, decoded again: the record keeps no tokens."""
         examples = self.examples[: per_task * len(self.record.sample.tasks)]
-        on_done = self._show("autoregressive answers for the oracle", len(examples))
-        outcomes = evaluate(
-            self.model,
-            self.tokenizer,
-            examples,
-            AUTOREGRESSIVE,
-            max_new_tokens=self.record.max_new_tokens,
-            on_done=on_done,
-        )
+        with self._part("autoregressive answers for the oracle", len(examples)) as on_done:
+            outcomes, _ = evaluate(
+                self.model,
+                self.tokenizer,
+                examples,
+                AUTOREGRESSIVE,
+                max_new_tokens=self.record.max_new_tokens,
+                on_done=on_done,
+            )
         prompts = encoded(self.tokenizer, [each.prompt for each in examples], special=True)
         return [
             oracle.Reference(prompt.ids, outcome.generation.tokens)
@@ -206,10 +217,30 @@ class Run:
         pieces = [perplexity.Passage([begin], each.ids[:TEXT_TOKENS]) for each in texts]
         return [each for each in pieces if each.tokens]
 
-    def _show(self, what: str, total: int) -> Callable[..., None]:
-        """Show what is under way; returns what to call as examples, by default one, are done."""
+    def _timed_parts(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Indices to decode one part after the other, so that each is timed by itself.
+
+        The Python functions, which times leave out and which warm up; of the others those that
+        every setting sees, so that settings can be compared; and what is left.
+        """
+        n_rest = self.record.sample.rest_per_task * len(self.record.sample.tasks)
+        python = [i for i, each in enumerate(examples) if each.task == PYTHON]
+        others = [i for i, each in enumerate(examples) if each.task != PYTHON]
+        return [python, [i for i in others if i < n_rest], [i for i in others if i >= n_rest]]
+
+    @contextmanager
+    def _part(self, what: str, total: int | None) -> Iterator[Callable[..., None]]:
+        """Show a part under way, and count its time as the run's, even if it is cut short.
+
+        Gives what to call as examples, by default one, are done.
+        """
         self._progress.reset(self._task, description=what, total=total)
-        return lambda n=1: self._progress.advance(self._task, n)
+        begin = time.perf_counter()
+        try:
+            yield lambda n=1: self._progress.advance(self._task, n)
+        finally:
+            spent = self.record.seconds + time.perf_counter() - begin
+            self.record = replace(self.record, seconds=spent)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -254,7 +285,12 @@ def _run(arguments: argparse.Namespace, argv: list[str] | None) -> int:
     if backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
         raise ValueError("TRITON_INTERPRET is 1; unset it: the interpreter would take days")
     check_writable(arguments.out)
-    tokenizer = _tokenizer(arguments.folder)
+    tokenizer = tokenizer_of(arguments.folder)
+    if tokenizer is None:
+        raise ValueError(
+            f"{arguments.folder / 'tokenizer.json'} is missing; quality needs a checkpoint with a"
+            " tokenizer"
+        )
     # A CPU computes in float32 faster than in the bfloat16 that checkpoints are stored in.
     dtype = torch.float32 if device.type == "cpu" else None
     model = load_model(arguments.folder, device=device, dtype=dtype)
@@ -275,11 +311,11 @@ def _run(arguments: argparse.Namespace, argv: list[str] | None) -> int:
             run.perplexities(wanted.blocks, wanted.rest_per_task, wanted.passages)
             run.settings(wanted.rest, wanted.rest_per_task)
         except KeyboardInterrupt:
-            if not record.results:
+            if not run.record.results:
                 raise
             progress.console.print("interrupted: what was measured so far is kept")
         else:
-            run.record = replace(record, complete=True)
+            run.record = replace(run.record, complete=True)
     run.save()
     _report(run.record, path, arguments.out)
     return 0 if run.record.complete else 130
@@ -289,18 +325,6 @@ def _draw_again(arguments: argparse.Namespace) -> int:
     check_writable(arguments.out)
     _report(read(QualityRecord, arguments.draw, SCHEMA), arguments.draw, arguments.out)
     return 0
-
-
-def _tokenizer(folder: Path) -> "Tokenizer":
-    from tokenizers import Tokenizer
-
-    file = folder / "tokenizer.json"
-    if not file.exists():
-        raise ValueError(f"{file} is missing; quality needs a checkpoint with a tokenizer")
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{file} is not a tokenizer: {error}") from None
 
 
 def _begin(
@@ -339,7 +363,7 @@ def _begin(
         device=describe_device(model.device),
         model=checkpoint,
         code=code_hash(),
-        sample=sample_of(examples, wanted.per_task, grid.SEED),
+        sample=sample_of(examples, wanted),
         max_new_tokens=longest_answer(tokenizer, examples),
         skipped=wanted.skipped,
     )
@@ -349,7 +373,10 @@ def _resumed(new: QualityRecord, path: Path) -> QualityRecord | None:
     """The record at `path` if this run can go on with it; one of other things is moved aside."""
     if not path.exists():
         return None
-    old = read(QualityRecord, path, SCHEMA)
+    try:
+        old = read(QualityRecord, path, SCHEMA)
+    except ValueError as error:
+        raise ValueError(f"{error}; move it away, or give another --out") from None
     why = old.differs_from(new)
     if why is None:
         print(f"{path} has {len(old.results)} settings of this model and sample: going on with it")
@@ -360,10 +387,12 @@ def _resumed(new: QualityRecord, path: Path) -> QualityRecord | None:
     return None
 
 
-def _perplexity(kind: str, over: str, block: int | None, found: perplexity.Score) -> Perplexity:
+def _perplexity(
+    kind: str, over: str, block: int | None, found: perplexity.Score, seconds: float
+) -> Perplexity:
     nats = ratio(found.nats, found.tokens)
     value, low, high = (perplexity.of(each) for each in nats)
-    return Perplexity(kind, over, block, value, low, high, int(sum(found.tokens)))
+    return Perplexity(kind, over, block, value, low, high, sum(found.tokens), seconds)
 
 
 def _report(record: QualityRecord, path: Path, out: Path) -> None:
@@ -384,6 +413,7 @@ def _report(record: QualityRecord, path: Path, out: Path) -> None:
         console.print(f"no pictures ({error}); `dlm quality --draw {path}` draws them elsewhere")
     for file in (path, *written):
         console.print(f"wrote {file}", highlight=False, soft_wrap=True)
+    console.print(tables.where_time_went(record), highlight=False)
     print(json.dumps(_closing(record, path)))
 
 
@@ -402,14 +432,14 @@ def _closing(record: QualityRecord, path: Path) -> dict[str, object]:
             "same_as_ar": all_tasks.same,
             "tpf": _rounded(all_tasks.tpf),
             "tpf_long": _rounded(long and long.tpf),
-            "seconds": round(result.seconds, 1),
+            "ms_an_example": round(1e3 * result.seconds / all_tasks.examples, 2),
         }
     return {
         "record": str(path),
         "complete": record.complete,
         "model": record.model.name,
         "settings": len(record.results),
-        "seconds": round(sum(result.seconds for result in record.results), 1),
+        "seconds": round(record.seconds, 1),
         "headline": found,
     }
 

@@ -4,7 +4,7 @@ Resampling is seeded, so the same outcomes always give the same interval.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,15 +44,22 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimat
     None if the denominators sum to 0.
     """
     above, below = _columns(numerators, denominators)
-    if below.sum() == 0:
-        return None
-    above, below = above.astype(float), below.astype(float)
+    return ratios(above[:, None], below[:, None])[0]
 
-    def ratios(index: np.ndarray) -> np.ndarray:
-        sums = below[index].sum(1)
-        return above[index].sum(1)[sums > 0] / sums[sums > 0]
 
-    return _estimate(above.sum() / below.sum(), ratios, len(above))
+def ratios(numerators: np.ndarray, denominators: np.ndarray) -> list[Estimate | None]:
+    """`ratio` of each column of two arrays [examples, columns], over the same resamples."""
+    above, below = numerators.astype(float), denominators.astype(float)
+    drawn = []
+    for times in _resamples(len(above)):
+        sums = times @ below
+        drawn.append(np.divide(times @ above, sums, np.full_like(sums, np.nan), where=sums > 0))
+    drawn = np.concatenate(drawn)
+    found: list[Estimate | None] = []
+    for column, total in enumerate(below.sum(0)):
+        value = above[:, column].sum() / total if total else None
+        found.append(None if value is None else _between(value, drawn[:, column]))
+    return found
 
 
 def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> Estimate:
@@ -62,7 +69,9 @@ def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> Estimate:
     """
     mine, others = _columns(ours, theirs)
     apart = mine.astype(float) - others.astype(float)
-    return _estimate(apart.mean(), lambda index: apart[index].mean(1), len(apart))
+    n = len(apart)
+    drawn = np.concatenate([times @ apart / n for times in _resamples(n)])
+    return _between(apart.mean(), drawn)
 
 
 def _columns(first: Sequence, second: Sequence) -> tuple[np.ndarray, np.ndarray]:
@@ -74,13 +83,18 @@ def _columns(first: Sequence, second: Sequence) -> tuple[np.ndarray, np.ndarray]
     return np.asarray(first), np.asarray(second)
 
 
-def _estimate(value: float, of_drawn, n: int) -> Estimate:
-    """`value` between the 2.5th and 97.5th percentile of `of_drawn(index [draws, n])`."""
+def _resamples(n: int) -> Iterator[np.ndarray]:
+    """How often each of n examples is drawn in each resample: float [some of RESAMPLES, n]."""
     random = np.random.default_rng(_SEED)
     at_once = max(1, _MOST_AT_ONCE // n)
-    drawn = [
-        of_drawn(random.integers(n, size=(min(at_once, RESAMPLES - done), n)))
-        for done in range(0, RESAMPLES, at_once)
-    ]
-    low, high = np.percentile(np.concatenate(drawn), (2.5, 97.5))
-    return Estimate(float(value), float(low), float(high))
+    for done in range(0, RESAMPLES, at_once):
+        draws = min(at_once, RESAMPLES - done)
+        places = random.integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
+        yield np.bincount(places.ravel(), minlength=draws * n).reshape(draws, n).astype(float)
+
+
+def _between(value: float, drawn: np.ndarray) -> Estimate:
+    """`value` and the 2.5th and 97.5th percentile of what was drawn."""
+    low, high = np.nanpercentile(drawn, (2.5, 97.5))
+    # A product's rounding must not put the value itself outside of resamples that are all alike.
+    return Estimate(float(value), min(float(low), float(value)), max(float(high), float(value)))

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from dlm_roofline.style import FONT_SIZE
 
+from .evaluate import Setting
 from .records import QualityRecord
 
 SMALL = FONT_SIZE - 2
@@ -21,14 +22,34 @@ class Look:
 
 LOOKS = {
     "autoregressive": Look("autoregressive", "#000000", "*"),
-    "threshold": Look("diffusion, threshold", "#0072B2", "o"),
-    "steps": Look("diffusion, steps a block", "#56B4E9", "s"),
-    "rule": Look("diffusion, other rules", "#E69F00", "D"),
-    "linear_spec": Look("linear self-speculation", "#009E73", "^"),
-    "linear_spec, LoRA": Look("the same, LoRA drafts", "#D55E00", "v"),
-    "quadratic_spec": Look("quadratic self-speculation", "#CC79A7", "P"),
+    "threshold": Look("threshold", "#0072B2", "o"),
+    "steps": Look("steps a block", "#56B4E9", "s"),
+    # By a letter each, so that rules can be told apart where they are small.
+    "rule llada": Look("rule llada", "#9A5B00", r"$\mathbf{L}$"),
+    "rule llada2": Look("rule llada2", "#9A5B00", r"$\mathbf{2}$"),
+    "rule fast_dllm": Look("rule fast_dllm", "#9A5B00", r"$\mathbf{F}$"),
+    "rule sdar": Look("rule sdar", "#9A5B00", r"$\mathbf{S}$"),
+    "rule entropy_bound": Look("rule entropy_bound", "#9A5B00", r"$\mathbf{E}$"),
+    "rule": Look("another rule", "#9A5B00", r"$\mathbf{?}$"),
+    "linear_spec": Look("linear", "#009E73", "^"),
+    "linear_spec, LoRA": Look("linear, LoRA drafts", "#D55E00", "v"),
+    "quadratic_spec": Look("quadratic", "#CC79A7", "P"),
+}
+MODES = {
+    "diffusion": ["threshold", "steps", *(name for name in LOOKS if name.startswith("rule"))],
+    "self-speculation": ["linear_spec", "linear_spec, LoRA", "quadratic_spec"],
+    "reference": ["autoregressive"],
 }
 ORACLE = Look("oracle of diffusion", GREY, "X")
+
+
+def family(setting: Setting) -> str:
+    """Which of LOOKS a setting is drawn as."""
+    if setting.rule is not None:
+        return name if (name := f"rule {setting.rule}") in LOOKS else "rule"
+    if setting.mode == "diffusion":
+        return "steps" if setting.steps is not None else "threshold"
+    return f"{setting.mode}, LoRA" if setting.lora else setting.mode
 
 
 def write_title(figure: Figure, record: QualityRecord, title: str, examples: str) -> None:

@@ -8,12 +8,17 @@ from statistics import fmean, median
 from dlm_core.tasks import LONG_TASKS
 
 from ..tables import Table
-from .records import OracleDraft, QualityRecord, Result
+from .evaluate import CONCURRENT
+from .frontier import frontier, points
+from .records import OracleDraft, Perplexity, QualityRecord, Result
 from .scores import (
+    NEAR,
     PYTHON,
     Score,
     acceptance,
+    common_length,
     exact_tasks,
+    fastest_near_ar,
     headline,
     indices,
     long_tasks,
@@ -27,8 +32,11 @@ NO_VALUE = ""
 READING = (
     "In [ ] the 95% interval. right: exact matches, over all tasks but the Python functions. vs AR:"
     " difference on the same examples, paired bootstrap. same: examples whose tokens are AR's. TPF:"
-    " tokens per forward but the prefill's, as a ratio of sums. s: wall time of the setting, its"
-    " requests batched. Threshold 0.9 is the rule nemotron."
+    " tokens per forward as a ratio of sums, without the prefill and the first token that it gives,"
+    " so that AR's is 1; rules that take no token from the prefill count all of theirs, and"
+    " quadratic self-speculation emits it a cycle later. A forward's cost differs by mode. ms: wall"
+    f" time of decoding an example, prefill too, up to {CONCURRENT} together, the Python functions"
+    " left out; one run each. Threshold 0.9 is the rule nemotron."
 )
 
 
@@ -45,7 +53,21 @@ def heading(record: QualityRecord) -> str:
         f" {model.block_size}; up to {sample.per_task} held-out examples of each of"
         f" {len(sample.tasks)} tasks, seed {sample.seed}. {record.device.name}"
         f"{f' ({threads} threads)' if threads else ''}; {versions}; commit {commit}; {record.date};"
-        f" {record.backend} backend.{state}"
+        f" {record.backend} backend; measured in {record.seconds:.0f} s.{state}"
+    )
+
+
+def where_time_went(record: QualityRecord) -> str:
+    """The whole run's seconds, and those of its parts."""
+    oracles = sum(each.seconds for each in (*record.oracle_diffusion, *record.oracle_drafts))
+    # Perplexities that were measured together all hold the time of that.
+    passes = {(each.over, each.block_length): each.seconds for each in record.perplexities}
+    decoding = sum(result.seconds for result in record.results)
+    rest = record.seconds - decoding - oracles - sum(passes.values())
+    return (
+        f"measured in {record.seconds:.1f} s: {decoding:.1f} s of decoding that is timed,"
+        f" {oracles:.1f} s of oracles, {sum(passes.values()):.1f} s of perplexities, and"
+        f" {rest:.1f} s of Python functions, checks and references"
     )
 
 
@@ -79,10 +101,10 @@ def _settings(record: QualityRecord) -> Table:
                 NO_VALUE if block is None else str(block),
                 *_cells(found),
                 NO_VALUE if python is None else f"{python.right.value:.0%} of {python.examples}",
-                f"{result.seconds:.1f}",
+                NO_VALUE if found is None else f"{1e3 * result.seconds / found.examples:.1f}",
             ]
         )
-    header = ["setting", "block", "examples", "right", "vs AR", "same", "TPF", "Python", "s"]
+    header = ["setting", "block", "examples", "right", "vs AR", "same", "TPF", "Python", "ms"]
     return Table("Settings", header, rows)
 
 
@@ -135,44 +157,40 @@ def _mistakes(record: QualityRecord) -> Table:
 
 
 def _oracle_diffusion(record: QualityRecord) -> Table:
-    tasks, rows = exact_tasks(record), []
+    tasks, n, rows = exact_tasks(record), common_length(record), []
     for each in record.oracle_diffusion:
-        found = oracle_tpf(record, each, tasks)
-        steps = [n for i in indices(record, tasks, len(each.tokens)) for n in each.per_step[i]]
-        best = _best_rule(record, each.block_length)
+        index = indices(record, tasks, min(n, len(each.tokens)))
+        steps = [commits for i in index for commits in each.per_step[i]]
+        fastest = fastest_near_ar(record, each.block_length, n)
         rows.append(
             [
                 str(each.block_length),
-                str(len(each.tokens)),
-                _number(found),
+                str(len(index)),
+                _number(oracle_tpf(record, each, tasks, n)),
+                _number(oracle_tpf(record, each, tasks, n, forced_forwards=True)),
                 f"{fmean(steps):.2f}" if steps else NO_VALUE,
-                f"{each.forced / max(sum(map(len, each.per_step)), 1):.1%}",
-                NO_VALUE if best is None else f"{best[1].tpf.value:.2f} ({best[0].setting.name})",
+                f"{sum(each.forced[i] for i in index) / max(len(steps), 1):.1%}",
+                *_fastest_cells(fastest),
             ]
         )
     notes = [
         "Oracle: each step commits every masked position whose argmax is AR's token; where none is,"
         " the leftmost is forced.",
-        "Fastest setting: of diffusion's at this block, of those within 3 points of AR; its TPF.",
+        "It is greedy, so no bound. Forced forwards: one more for each forced step, whose own did"
+        " not give its token.",
+        f"setting: of diffusion's at this block of a TPF above 1, the fastest within {100 * NEAR:g}"
+        " points of AR, or else the nearest; on the same examples.",
     ]
-    header = ["block", "examples", "oracle TPF", "commits a step", "forced steps"]
-    header.append("fastest setting")
+    header = ["block", "examples", "oracle TPF", "TPF, forced forwards", "commits a step"]
+    header += ["forced steps", "setting", "TPF", "vs AR"]
     return Table("Head room of diffusion", header, rows, notes)
 
 
-def _best_rule(record: QualityRecord, block_length: int) -> tuple[Result, Score] | None:
-    """The diffusion setting of most tokens per forward that is as right as AR, or nearly."""
-    found = [
-        (result, score(record, result, exact_tasks(record), len(result.right)))
-        for result in record.results
-        if result.setting.mode == "diffusion" and result.setting.block_length == block_length
-    ]
-    near = [
-        pair
-        for pair in found
-        if pair[1] and pair[1].tpf and pair[1].apart and pair[1].apart.value >= -0.03
-    ]
-    return max(near, key=lambda pair: pair[1].tpf.value, default=None)
+def _fastest_cells(fastest: tuple[Result, Score] | None) -> list[str]:
+    if fastest is None:
+        return [NO_VALUE] * 3
+    result, found = fastest
+    return [result.setting.name, _number(found.tpf), _points(found.apart)]
 
 
 def _oracle_drafts(record: QualityRecord) -> Table:
@@ -192,7 +210,8 @@ def _oracle_drafts(record: QualityRecord) -> Table:
 
 def _a_cycle(record: QualityRecord, drafts: OracleDraft) -> tuple[float | None, float | None]:
     """Mean tokens a cycle by the longest prefix, and by any position."""
-    index = indices(record, exact_tasks(record), len(drafts.tokens))
+    n = min(common_length(record), len(drafts.tokens))
+    index = indices(record, exact_tasks(record), n)
     prefix = [n for i in index for n in drafts.prefix[i]]
     anywhere = [n for i in index for n in drafts.anywhere[i]]
     return (fmean(prefix), fmean(anywhere)) if prefix else (None, None)
@@ -200,17 +219,27 @@ def _a_cycle(record: QualityRecord, drafts: OracleDraft) -> tuple[float | None, 
 
 def _perplexities(record: QualityRecord) -> Table:
     rows = [
-        [each.kind, each.over, NO_VALUE if each.block_length is None else str(each.block_length)]
-        + [str(each.tokens), f"{each.value:.3g} [{each.low:.3g}, {each.high:.3g}]"]
+        [
+            each.kind,
+            each.over,
+            NO_VALUE if each.block_length is None else str(each.block_length),
+            f"{each.tokens}{' masked' * _is_masked(each)}",
+            f"{each.value:.3g} [{each.low:.3g}, {each.high:.3g}]",
+        ]
         for each in record.perplexities
     ]
     notes = [
         "exp(nats a token) of held-out text and right answers. autoregressive: causal forwards."
         " bound: m of a block's n tokens masked, m uniform in 1..n, weighed by n / m.",
-        "masked r: cross-entropy of the masked tokens with that share of each block masked.",
+        "masked r: with that share of each block masked, over the masked tokens alone.",
     ]
     header = ["perplexity", "passages", "block", "tokens", "value"]
     return Table("Perplexities", header, rows, notes)
+
+
+def _is_masked(perplexity: Perplexity) -> bool:
+    """Whether it is over the masked tokens alone."""
+    return perplexity.kind.startswith("masked")
 
 
 def _share(share: Estimate) -> str:
@@ -230,13 +259,17 @@ def _number(value: Estimate | None) -> str:
 
 
 def write_csvs(record: QualityRecord, stem: Path) -> list[Path]:
-    """`<stem>-settings.csv`, `-tasks.csv`, `-acceptance.csv`, `-oracle.csv`, `-perplexity.csv`."""
+    """`<stem>-<part>.csv`: settings, tasks, frontier, acceptance, oracle, perplexity."""
     parts = {
         "settings": _setting_lines(record, {"all but Python": exact_tasks(record)}),
         "tasks": _setting_lines(record, {task: [task] for task in record.sample.tasks}),
+        "frontier": _frontier_lines(record),
         "acceptance": _acceptance_lines(record),
         "oracle": _oracle_lines(record),
-        "perplexity": [vars(each) for each in record.perplexities],
+        "perplexity": [
+            vars(each) | {"tokens_are": "masked" if _is_masked(each) else "all"}
+            for each in record.perplexities
+        ],
     }
     written = []
     for name, lines in parts.items():
@@ -279,12 +312,26 @@ def _setting_lines(record: QualityRecord, groups: dict[str, list[str]]) -> list[
             line = vars(result.setting) | {"tasks": name, "examples": found.examples}
             line |= _ends("right", found.right) | _ends("right_less_ar", found.apart)
             line |= {"same_as_ar": found.same} | _ends("tpf", found.tpf)
-            index = indices(record, tasks, len(result.right))
-            line |= {"tokens": found.tokens, "forwards": sum(result.forwards[i] for i in index)}
+            line |= {"tokens": found.tokens, "tokens_counted": found.counted}
+            line |= {"forwards": found.forwards}
             if len(groups) == 1:
                 line |= {"seconds": result.seconds}
             lines.append(line)
     return lines
+
+
+def _frontier_lines(record: QualityRecord) -> list[dict]:
+    """The points of the picture: on the examples that every setting saw."""
+    shown = points(record)
+    best = frontier(shown)
+    return [
+        vars(point.setting)
+        | {"examples": point.score.examples}
+        | _ends("tpf", point.score.tpf)
+        | _ends("right", point.score.right)
+        | {"ms_an_example": point.ms, "on_frontier": point in best}
+        for point in shown
+    ]
 
 
 def _acceptance_lines(record: QualityRecord) -> list[dict]:
@@ -306,24 +353,27 @@ def _task_groups(record: QualityRecord) -> Iterable[tuple[str, list[str]]]:
 
 
 def _oracle_lines(record: QualityRecord) -> list[dict]:
-    tasks = exact_tasks(record)
+    tasks, n = exact_tasks(record), common_length(record)
     lines = []
     for each in record.oracle_diffusion:
-        best = _best_rule(record, each.block_length)
+        fastest = fastest_near_ar(record, each.block_length, n)
         lines.append(
             {"oracle": "diffusion", "block_length": each.block_length, "lora": None}
-            | _ends("tpf", oracle_tpf(record, each, tasks))
+            | _ends("tpf", oracle_tpf(record, each, tasks, n))
+            | _ends("tpf_forced", oracle_tpf(record, each, tasks, n, forced_forwards=True))
             | {"longest_prefix": None, "any_position": None}
-            | {"fastest_setting_near_ar": best and best[0].setting.name}
-            | {"its_tpf": best and best[1].tpf.value}
+            | {"setting_near_ar": fastest and fastest[0].setting.name}
+            | {"its_tpf": fastest and fastest[1].tpf.value}
+            | {"its_right_less_ar": fastest and fastest[1].apart.value}
         )
     for each in record.oracle_drafts:
         prefix, anywhere = _a_cycle(record, each)
         lines.append(
             {"oracle": "linear draft", "block_length": each.block_length, "lora": each.lora}
             | _ends("tpf", None)
+            | _ends("tpf_forced", None)
             | {"longest_prefix": prefix, "any_position": anywhere}
-            | {"fastest_setting_near_ar": None, "its_tpf": None}
+            | {"setting_near_ar": None, "its_tpf": None, "its_right_less_ar": None}
         )
     return lines
 

@@ -82,19 +82,32 @@ def _made_up(rate: float = 0.9, complete: bool = True) -> QualityRecord:
         device=Device("cpu", "A Host", {"threads": "2"}),
         model=Checkpoint("small", "aa" * 16, "float32", 4_200_000, 16, True),
         code="bb" * 16,
-        sample=Sample(seed=1, per_task=40, tasks=TASKS, hash="cc" * 16),
+        sample=Sample(
+            seed=1, per_task=40, rest_per_task=10, passages=4, tasks=TASKS, hash="cc" * 16
+        ),
         max_new_tokens=64,
+        seconds=300.0,
         results=results,
         perplexities=[
-            Perplexity("autoregressive", "answers", None, 1.25, 1.2, 1.3, 900),
-            Perplexity("bound", "answers", 8, 1.5, 1.4, 1.6, 3600),
+            Perplexity("autoregressive", "answers", None, 1.25, 1.2, 1.3, 900, 1.0),
+            Perplexity("bound", "answers", 8, 1.5, 1.4, 1.6, 900, 2.0),
+            Perplexity("masked 0.5", "answers", 8, 1.4, 1.3, 1.5, 450, 2.0),
         ],
         oracle_diffusion=[
-            OracleDiffusion(block, tokens, [max(1, t // 7) for t in tokens], 3, [[7]] * few, 1.0)
+            OracleDiffusion(
+                block,
+                tokens,
+                forwards=[max(1, t // 7) for t in tokens],
+                forced=[i % 2 for i in range(few)],
+                per_step=[[4, 3]] * few,
+                seconds=1.0,
+            )
             for block in grid.blocks
         ],
         oracle_drafts=[
-            OracleDraft(16, lora, tokens, [[5]] * few, [[8]] * few, [["1110110"]] * few, 1.0)
+            OracleDraft(
+                16, lora, tokens, [[4, 3]] * few, [[6, 3]] * few, [["1110110", "11"]] * few, 1.0
+            )
             for lora in (False, True)
         ],
         skipped=[Skipped("rule dream", "made for other models")],
@@ -116,8 +129,9 @@ def _result(rng: random.Random, setting: Setting, n: int, rate: float) -> Result
         cycles = [_cycles(rng, total - 1, setting.block_length) for total in tokens]
     forwards = [max(1, round(total / speed)) for total in tokens]
     right = [rng.random() < rate - loss for _ in tokens]
+    digests, kinds = ["00"] * n, {"denoise": sum(forwards)}
     return Result(
-        setting, right, tokens, forwards, ["00"] * n, cycles, {"denoise": sum(forwards)}, 2.5, []
+        setting, right, tokens, forwards, digests, cycles, kinds, n / 40, len(TASKS) / 4, []
     )
 
 

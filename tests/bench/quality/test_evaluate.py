@@ -1,12 +1,13 @@
 """Decoding a sample: the tokens of `generate`, and answers that are right only if they end."""
 
+import itertools
 from collections import Counter
 
 import pytest
 
 from dlm_bench.quality import evaluate as module
 from dlm_bench.quality.evaluate import Setting, evaluate, longest_answer, sample
-from dlm_core import Model, generate
+from dlm_core import Batch, Model, generate
 from dlm_core.tasks import TASKS, Example
 
 SETTINGS = [
@@ -27,9 +28,10 @@ def test_outcomes_are_those_of_generate_in_order(
     monkeypatch.setattr(module, "CONCURRENT", 2)
     examples = [Example("sort", prompt, "") for prompt in PROMPTS]
     done = []
-    outcomes = evaluate(
-        model, tokenizer, examples, setting, max_new_tokens=12, on_done=lambda: done.append(1)
-    )
+    parts = [[3, 1], [0, 2, 4], []]
+    options = {"max_new_tokens": 12, "parts": parts, "on_done": lambda: done.append(1)}
+    outcomes, seconds = evaluate(model, tokenizer, examples, setting, **options)
+    assert min(seconds[:2]) > seconds[2] >= 0
     assert len(done) == len(examples)
     for outcome, example in zip(outcomes, examples, strict=True):
         prompt = tokenizer.encode(example.prompt).ids
@@ -50,12 +52,52 @@ def test_an_answer_without_its_end_is_not_right(model: Model, tokenizer) -> None
 
     def right(max_new_tokens: int) -> list[bool]:
         setting = Setting("autoregressive")
-        outcomes = evaluate(model, tokenizer, examples, setting, max_new_tokens=max_new_tokens)
+        outcomes, _ = evaluate(model, tokenizer, examples, setting, max_new_tokens=max_new_tokens)
         return [outcome.right for outcome in outcomes]
 
     assert right(limit) == [True, False]
     # The same text, cut off before its EOS.
     assert right(limit - 1) == [False, False]
+
+
+def test_only_decoding_is_timed(model: Model, tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def takes(function, seconds: float):
+        def slowly(*args, **options):
+            clock[0] += seconds
+            return function(*args, **options)
+
+        return slowly
+
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    for name in ("encoded", "are_right", "Batch"):
+        monkeypatch.setattr(module, name, takes(getattr(module, name), 100.0))
+    monkeypatch.setattr(Batch, "step", takes(Batch.step, 1.0))
+    examples = [Example("sort", prompt, "") for prompt in PROMPTS]
+    _, seconds = evaluate(
+        model, tokenizer, examples, SETTINGS[0], max_new_tokens=4, parts=[[0], [1, 2, 3, 4]]
+    )
+    # A prefill and three forwards; and those of prompts of three other lengths run beside them.
+    assert seconds == [4.0, 4.0]
+
+
+@pytest.mark.parametrize("setting", SETTINGS[1:4], ids=lambda setting: setting.name)
+def test_a_seeded_block_s_first_token_is_not_denoised(
+    model: Model, tokenizer, setting: Setting
+) -> None:
+    prompt = tokenizer.encode(PROMPTS[0]).ids
+    committed = generate(model, prompt, 12, setting.mode, **setting.options).committed
+    assert setting.seeded == (0 not in itertools.chain(*committed))
+    assert setting.seeded == (setting.rule is None)
+
+
+def test_autoregressive_decoding_counts_a_token_a_forward(model: Model, tokenizer) -> None:
+    examples = [Example("sort", prompt, "") for prompt in PROMPTS]
+    setting = SETTINGS[0]
+    outcomes, _ = evaluate(model, tokenizer, examples, setting, max_new_tokens=9)
+    for outcome in outcomes:
+        assert len(outcome.generation.tokens) - setting.seeded == outcome.forwards
 
 
 def test_shorter_samples_begin_longer_ones_with_as_many_of_each_task() -> None:

@@ -6,18 +6,23 @@ from dataclasses import replace
 
 import pytest
 
+from dlm_bench.quality.evaluate import Setting
+from dlm_bench.quality.frontier import frontier, points
 from dlm_bench.quality.grid import AUTOREGRESSIVE, linear_spec
-from dlm_bench.quality.records import QualityRecord
+from dlm_bench.quality.records import OracleDraft, QualityRecord, Result
 from dlm_bench.quality.scores import (
     acceptance,
     common_length,
     exact_tasks,
+    fastest_near_ar,
     headline,
     indices,
     oracle_tpf,
     pareto,
+    right_by_itself,
     score,
 )
+from dlm_bench.quality.statistics import ratio
 
 
 def test_the_frontier_is_what_nothing_beats() -> None:
@@ -64,8 +69,13 @@ def test_a_score_compares_with_ar_on_the_same_examples(
     assert found.right.value == sum(right[i] for i in index) / 20
     assert found.apart.value == pytest.approx(sum(right[i] - ar.right[i] for i in index) / 20)
     assert found.same == 19
-    assert found.tpf.value == sum(ar.tokens[i] for i in index) / 40
+    # The prefill gave the first of each answer.
+    assert found.tokens == sum(ar.tokens[i] for i in index)
+    assert found.counted == found.tokens - 20 and found.forwards == 40
+    assert found.tpf.value == pytest.approx(found.counted / 40)
     assert score(record, other, ["lookup"], 30) is None
+    unseeded = replace(other, setting=Setting("diffusion", rule="llada2", block_length=16))
+    assert score(record, unseeded, ["sort", "add"], 30).counted == found.tokens
     without = replace(record, results=[other])
     assert score(without, other, ["sort"], 30).apart is None
 
@@ -86,6 +96,12 @@ def test_positions_count_only_within_the_answer(made_up: Callable[..., QualityRe
     # The second: left 2, so its third draft counts for nothing.
     found = acceptance(record, result, ["sort", "add", "python"])
     assert [(each.cycles, each.accepted) for each in found] == [(4, 3), (4, 3), (3, 1)]
+    # Intervals are over the three examples, of which two have cycles.
+    assert [each.share for each in found] == [
+        ratio([2, 1, 0], [3, 1, 0]),
+        ratio([2, 1, 0], [3, 1, 0]),
+        ratio([1, 0, 0], [3, 0, 0]),
+    ]
     assert [(each.cycles, each.accepted) for each in acceptance(record, result, ["add"])] == [
         (1, 1),
         (1, 1),
@@ -93,11 +109,75 @@ def test_positions_count_only_within_the_answer(made_up: Callable[..., QualityRe
     assert acceptance(record, result, ["python"]) == []
 
 
+def test_drafts_right_by_themselves(made_up: Callable[..., QualityRecord]) -> None:
+    drafts = OracleDraft(
+        4, False, [8, 3, 1], [[1], [2], []], [[3], [2], []], [["011", "11"], ["01"], []], 1.0
+    )
+    found = right_by_itself(made_up(), drafts, ["sort", "add", "python"])
+    assert [(each.cycles, each.accepted) for each in found] == [(3, 1), (3, 3), (1, 1)]
+
+
 def test_the_oracle_is_a_ratio_of_sums(made_up: Callable[..., QualityRecord]) -> None:
     record = made_up()
     oracle = record.oracle_diffusion[0]
-    index = indices(record, ["add"], 30)
-    tokens = sum(oracle.tokens[i] for i in index)
-    forwards = sum(oracle.forwards[i] for i in index)
-    assert oracle_tpf(record, oracle, ["add"]).value == pytest.approx(tokens / forwards)
-    assert oracle_tpf(record, oracle, ["lookup"]) is None
+    for n in (30, 12):
+        index = indices(record, ["add"], n)
+        tokens = sum(oracle.tokens[i] - 1 for i in index)
+        forwards = sum(oracle.forwards[i] for i in index)
+        assert oracle_tpf(record, oracle, ["add"], n).value == pytest.approx(tokens / forwards)
+        forwards += sum(oracle.forced[i] for i in index)
+        slower = oracle_tpf(record, oracle, ["add"], n, forced_forwards=True)
+        assert slower.value == pytest.approx(tokens / forwards)
+    assert oracle_tpf(record, oracle, ["lookup"], 30) is None
+
+
+def test_the_fastest_setting_near_ar_or_else_the_nearest(
+    made_up: Callable[..., QualityRecord],
+) -> None:
+    """AR is right on all of 100; others lose 0, 3, 4 and 20 points, the faster the more."""
+    record = made_up()
+    n = 100 * len(record.sample.tasks)
+    sample = replace(record.sample, per_task=100)
+
+    def result(setting: Setting, lost: int, forwards: int) -> Result:
+        right = [i // len(record.sample.tasks) >= lost for i in range(n)]
+        kinds = {"denoise": n * forwards}
+        columns = ([20] * n, [forwards] * n, ["00"] * n)
+        return Result(setting, right, *columns, [], kinds, 1.0, 1.0, [])
+
+    others = [
+        result(Setting("diffusion", threshold=threshold, block_length=8), lost, forwards)
+        for threshold, lost, forwards in ((0.95, 0, 12), (0.9, 3, 9), (0.8, 4, 8), (0.5, 20, 4))
+    ]
+    ar = result(AUTOREGRESSIVE, 0, 19)
+
+    def threshold(results: list[Result]) -> float:
+        changed = replace(record, sample=sample, results=[ar, *results])
+        return fastest_near_ar(changed, 8, n)[0].setting.threshold
+
+    assert threshold(others) == 0.9
+    assert threshold(others[2:]) == 0.8
+    # What is slower than AR is no gain, however right.
+    slower = result(Setting("diffusion", threshold=1.0, block_length=8), 0, 20)
+    assert threshold([slower, *others[2:]]) == 0.8
+    assert fastest_near_ar(replace(record, sample=sample, results=[ar, *others]), 16, n) is None
+
+
+def test_all_are_compared_on_what_all_saw(made_up: Callable[..., QualityRecord]) -> None:
+    record = made_up()
+    headline_only = replace(record, results=record.results[:4])
+    assert common_length(headline_only) == 30  # the oracles'
+    assert common_length(replace(headline_only, oracle_diffusion=[], oracle_drafts=[])) == 120
+    assert common_length(replace(record, results=[])) == 0
+
+
+def test_the_frontier_s_points_have_the_wall_time_of_the_same_examples(
+    made_up: Callable[..., QualityRecord],
+) -> None:
+    record = made_up()
+    shown = points(record)
+    # 10 examples of each of three tasks in 0.75 s, of which those of two are timed.
+    assert [point.ms for point in shown] == pytest.approx([37.5] * len(shown))
+    kept = frontier(shown)
+    assert [shown[i] for i in pareto([(p.x, p.y) for p in shown])] == kept
+    assert {point.score.examples for point in shown} == {20}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlm_bench.quality import statistics
-from dlm_bench.quality.statistics import paired_difference, ratio, wilson
+from dlm_bench.quality.statistics import paired_difference, ratio, ratios, wilson
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,19 @@ def test_a_ratio_is_one_of_sums_and_always_the_same() -> None:
     assert ratio([1, 2], [0, 0]) is None
     # Examples without a forward leave some resamples without any.
     assert ratio([1, 4], [0, 2]).value == 2.5
+
+
+def test_columns_are_resampled_by_example() -> None:
+    """Ten cycles of an answer that all end alike are worth one, not ten."""
+    rng = np.random.default_rng(0)
+    right = rng.integers(0, 2, 60)
+    cycles = np.full(60, 10)
+    apart, together = ratios(np.stack([right, 10 * right], 1), np.stack([cycles // 10, cycles], 1))
+    assert apart == together == ratio(right, cycles // 10)
+    independent = wilson(int(10 * right.sum()), 600)
+    assert together.high - together.low > 2 * (independent.high - independent.low)
+    column = ratios(np.zeros((3, 2)), np.array([[1, 0], [1, 0], [1, 0]]))
+    assert column == [(0, 0, 0), None]
 
 
 def test_a_paired_difference_cancels_what_both_share() -> None:

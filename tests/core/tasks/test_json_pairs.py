@@ -21,6 +21,7 @@ def test_text_and_json_hold_the_same_pairs(
         assert json.dumps(pairs) == encoded
         counts.add(len(pairs))
         kinds.update(map(type, pairs.values()))
+        assert all(10 <= value <= 99 for value in pairs.values() if isinstance(value, int))
         assert not any(str(value).isdigit() for value in pairs.values() if isinstance(value, str))
     assert counts == {2, 3, 4, 5, 6}
     assert kinds == {int, str}

@@ -10,6 +10,7 @@ def parsed(prompt: str) -> tuple[list[str], dict[str, list[str]], str, str]:
     table, question = prompt.removeprefix("table: ").split("; ")
     header, *rows = (line.split(" ") for line in table.split(" | "))
     assert len({row[0] for row in rows}) == len(rows) and len(set(header)) == len(header)
+    assert all(len(cell) == 2 and cell.isdigit() for row in rows for cell in row[1:])
     what, name = question.split(" of ")
     return header, {row[0]: row for row in rows}, what, name
 

@@ -7,9 +7,9 @@ import torch
 from tokenizers import Tokenizer
 
 from dlm_core.tasks import split_of
+from dlm_core.training import data
 from dlm_core.training.data import TEXT_CHUNK, Mixture, chat_document
-from dlm_core.training.rows import Noise, Rows
-from dlm_core.training.text import documents
+from dlm_core.training.rows import Masking, Rows
 from dlm_core.training.tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, USER_ID
 
 
@@ -28,7 +28,7 @@ def clean_documents(rows: Rows) -> list[list[int]]:
 
 
 def test_a_batch_depends_on_seed_step_and_rank_alone(mixture: Mixture) -> None:
-    noise = Noise(0, 1)
+    noise = Masking(0, 1)
     again = Mixture(mixture.tokenizer, 0, 0.3, 224, 4000)
     again.batch(6, noise)
     assert all(map(torch.equal, mixture.batch(7, noise), again.batch(7, noise)))
@@ -39,7 +39,6 @@ def test_a_batch_depends_on_seed_step_and_rank_alone(mixture: Mixture) -> None:
 
 
 def test_nothing_held_out_is_learned_from(mixture: Mixture, tokenizer: Tokenizer) -> None:
-    texts = documents("train")
     n_chats = n_texts = 0
     for step in range(10):
         for ids in clean_documents(mixture.batch(step, None)):
@@ -53,7 +52,16 @@ def test_nothing_held_out_is_learned_from(mixture: Mixture, tokenizer: Tokenizer
                 n_texts += 1
                 assert len(ids) <= TEXT_CHUNK
     assert 0.2 < n_texts / (n_texts + n_chats) < 0.4
-    assert all(split_of(text) == "train" for text in texts)
+
+
+def test_real_text_is_that_of_the_training_split(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {"train": ["of the training split " * 9], "heldout": ["held out " * 9]}
+    monkeypatch.setattr(data, "documents", texts.__getitem__)
+    mixture = Mixture(tokenizer, 0, 1.0, 224, 2000)
+    found = [tokenizer.decode(ids) for ids in clean_documents(mixture.batch(0, None))]
+    assert found and all("training" in text and "held" not in text for text in found)
 
 
 def test_task_weights_make_a_task_likelier(tokenizer: Tokenizer) -> None:

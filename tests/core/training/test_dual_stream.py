@@ -11,7 +11,7 @@ from dlm_core.training import draft
 from dlm_core.training.dual_stream import hidden_states, sees
 from dlm_core.training.loss import losses
 from dlm_core.training.recipe import SMALL
-from dlm_core.training.rows import Document, Noise, Rows, pack
+from dlm_core.training.rows import Document, Masking, Rows, pack
 
 CONFIG: ModelConfig = replace(
     SMALL.model,
@@ -38,7 +38,7 @@ def rows() -> Rows:
         Document([2, *rng.choices(range(5, 97), k=rng.randint(9, 50)), 1], start=rng.randint(1, 9))
         for _ in range(12)
     ]
-    noise = Noise(0, 1, block_lengths=(4, 8, 16))
+    noise = Masking(0, 1, block_lengths=(4, 8, 16))
     return pack(documents, noise, 160, 10**6, rng)
 
 
@@ -77,6 +77,17 @@ def check_noisy_blocks(hidden: torch.Tensor, rows: Rows, model: Model, *, lora: 
 
 def test_noisy_blocks_are_denoising_forwards(model: Model, rows: Rows) -> None:
     check_noisy_blocks(hidden_states(model, rows), rows, model, lora=False)
+
+
+def test_rounded_to_bfloat16_it_is_the_same_within_a_few_roundings(
+    model: Model, rows: Rows
+) -> None:
+    expected = hidden_states(model, rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = hidden_states(model, rows)
+    error = (found - expected).norm() / expected.norm()
+    # Two layers of some ten roundings, each of at most 2^-9.
+    assert 2**-12 < error < 10 * 2**-9
 
 
 def test_draft_lora_is_what_drafts_run_with(rows: Rows) -> None:

@@ -5,14 +5,14 @@ from collections import Counter
 
 import pytest
 
-from dlm_core.training.rows import IGNORED, Document, Noise, Rows, pack
+from dlm_core.training.rows import IGNORED, Document, Masking, Rows, pack
 
 MASK, EOS = 0, 1
 ANSWER = Document([2, 10, 11, 12, 20, 21, 22, 23, EOS], start=4)
 
 
 def packed(
-    *documents: Document, noise: Noise | None = None, seed: int = 0, length: int = 128
+    *documents: Document, noise: Masking | None = None, seed: int = 0, length: int = 128
 ) -> Rows:
     return pack(documents, noise, length, 10**6, random.Random(seed))
 
@@ -29,7 +29,7 @@ def test_clean_stream_predicts_the_next_token_of_the_answer() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_noisy_blocks_hold_the_answer_under_masks(seed: int) -> None:
-    rows = packed(ANSWER, noise=Noise(MASK, EOS, block_lengths=(4,)), seed=seed)
+    rows = packed(ANSWER, noise=Masking(MASK, EOS, block_lengths=(4,)), seed=seed)
     noisy = rows.block[0] >= 0
     for block in rows.block[0, noisy].unique():
         at = rows.block[0] == block
@@ -46,12 +46,12 @@ def test_noisy_blocks_hold_the_answer_under_masks(seed: int) -> None:
 
 def test_a_text_cut_off_is_not_followed_by_ends() -> None:
     cut = Document([2, 10, 11, 12, 13, 14])
-    rows = packed(cut, noise=Noise(MASK, EOS, block_lengths=(32,)))
+    rows = packed(cut, noise=Masking(MASK, EOS, block_lengths=(32,)))
     assert EOS not in rows.targets[0] and rows.positions.max() == len(cut.tokens) - 1
 
 
 def test_every_number_of_masks_is_as_likely_and_weights_even_them_out() -> None:
-    noise = Noise(MASK, EOS, block_lengths=(4,), keep_first=0)
+    noise = Masking(MASK, EOS, block_lengths=(4,), keep_first=0)
     document = Document([2, 10, 11, 12, EOS], start=1)
     counts, weight = Counter(), 0.0
     for seed in range(4000):
@@ -67,14 +67,28 @@ def test_every_number_of_masks_is_as_likely_and_weights_even_them_out() -> None:
 
 
 def test_drafts_see_a_clean_first_token_and_masks_alone() -> None:
-    rows = packed(ANSWER, noise=Noise(MASK, EOS, block_lengths=(4,), all_masked=True))
+    noise = Masking(MASK, EOS, block_lengths=(4,), keep_first=1.0, all_masked=1.0)
+    rows = packed(ANSWER, noise=noise)
     for block in rows.block[0, rows.block[0] >= 0].unique():
         tokens = rows.tokens[0, rows.block[0] == block].tolist()
         assert tokens[0] != MASK and tokens[1:] == [MASK] * 3
 
 
+def test_all_masked_is_a_chance_beside_the_draws_of_m() -> None:
+    noise = Masking(MASK, EOS, block_lengths=(4,), keep_first=0.0, all_masked=0.5)
+    document = Document([2, 10, 11, 12, EOS], start=1)
+    counts: Counter[int] = Counter()
+    for seed in range(2000):
+        rows = packed(document, noise=noise, seed=seed)
+        counts[int((rows.tokens[0, rows.block[0] == 0] == MASK).sum())] += 1
+    n_blocks = counts.total()
+    # Half of the blocks, and a quarter of the other half; the standard deviation is 0.011.
+    assert abs(counts[4] / n_blocks - 0.625) < 5 * 0.011
+    assert all(abs(counts[m] / n_blocks - 0.125) < 5 * 0.008 for m in (1, 2, 3))
+
+
 def test_keep_first_is_a_chance() -> None:
-    noise = Noise(MASK, EOS, block_lengths=(4,), keep_first=0.75)
+    noise = Masking(MASK, EOS, block_lengths=(4,), keep_first=0.75)
     firsts = []
     for seed in range(2000):
         rows = packed(Document([2, 10, 11, 12, EOS], start=1), noise=noise, seed=seed)
@@ -94,7 +108,7 @@ def test_documents_are_packed_whole_and_none_is_lost() -> None:
     documents = [
         Document([2, *rng.choices(range(5, 99), k=rng.randint(3, 40)), EOS]) for _ in range(60)
     ]
-    rows = packed(*documents, noise=Noise(MASK, EOS, block_lengths=(8,)))
+    rows = packed(*documents, noise=Masking(MASK, EOS, block_lengths=(8,)))
     found = []
     for row in range(len(rows.tokens)):
         for number in rows.document[row].unique():
@@ -119,7 +133,7 @@ def test_documents_are_packed_whole_and_none_is_lost() -> None:
 
 def test_max_tokens_counts_both_streams() -> None:
     endless = iter(lambda: ANSWER, None)
-    rows = pack(endless, Noise(MASK, EOS), 128, 500, random.Random(0))
+    rows = pack(endless, Masking(MASK, EOS), 128, 500, random.Random(0))
     n_tokens = int((rows.document >= 0).sum())
     assert 500 <= n_tokens < 500 + 128
 

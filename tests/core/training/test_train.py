@@ -20,12 +20,13 @@ import torch
 from tokenizers import Tokenizer
 
 import dlm_core
+from dlm_core.tasks import TASKS
 from dlm_core.training.data import Mixture
 from dlm_core.training.fit import HISTORY, StepReport, fit, read_history
 from dlm_core.training.loss import losses
 from dlm_core.training.recipe import Recipe
-from dlm_core.training.rows import Noise, Rows
-from dlm_core.training.run import main, model_schedule, new_model, train
+from dlm_core.training.rows import Masking, Rows
+from dlm_core.training.run import LOCK, FolderTaken, main, model_schedule, new_model, train
 
 ROOT = Path(__file__).parents[3]
 
@@ -93,7 +94,7 @@ def test_a_killed_run_ends_with_the_same_bits(
 ) -> None:
     folder = tmp_path / "killed" / "run"
     rng = random.Random(0)
-    # Before the first state, between states, between the stages, within the last.
+    # Before the first state, between states, and within the last stage.
     for stage, step in (("model", 3), ("model", rng.randint(21, 45)), ("draft", rng.randint(1, 9))):
         process = start(recipe, folder, tokenizer)
         path = folder / f"{stage}_fit" / HISTORY
@@ -114,8 +115,17 @@ def test_two_processes_learn_what_one_learns_from_both_their_batches(
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     process = start(recipe, tmp_path / "run", tokenizer, *launcher)
 
-    mixture = Mixture(tokenizer, recipe.seed, 0.0, recipe.row_length, recipe.tokens_per_step // 2)
-    noise = Noise(recipe.model.mask_token_id, recipe.model.eos_token_id)
+    mixture = Mixture(
+        tokenizer,
+        recipe.seed,
+        recipe.text_share,
+        recipe.row_length,
+        recipe.tokens_per_step // 2,
+        recipe.task_weights,
+    )
+    noise = Masking(
+        recipe.model.mask_token_id, recipe.model.eos_token_id, all_masked=recipe.all_masked
+    )
 
     def both(step: int) -> Rows:
         batches = [mixture.batch(step, noise if step >= 4 else None, rank) for rank in (0, 1)]
@@ -141,20 +151,18 @@ def test_a_folder_of_another_recipe_is_left_alone(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "recipe.json").write_text("{}\n")
-    with pytest.raises(ValueError, match="holds a run of another recipe"):
+    with pytest.raises(FolderTaken, match="holds a run of another recipe"):
         train(recipe, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {LOCK, "recipe.json"}
+    assert (tmp_path / "recipe.json").read_text() == "{}\n"
 
 
-def test_a_folder_where_a_run_is_under_way_is_left_alone(
-    finished: Path, recipe: Recipe, tmp_path: Path
-) -> None:
-    (tmp_path / "recipe.json").write_text((finished / "recipe.json").read_text())
-    with open(tmp_path / "recipe.json") as file:
+def test_a_folder_where_a_run_is_under_way_is_left_alone(recipe: Recipe, tmp_path: Path) -> None:
+    with open(tmp_path / LOCK, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="where another run is under way"):
+        with pytest.raises(FolderTaken, match="where another run is under way"):
             train(recipe, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +172,10 @@ def test_a_folder_where_a_run_is_under_way_is_left_alone(
         ({"ar_steps": 0}, r"ar_steps is 0; it must be in \[1, inf\]"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast'; it must be a number"),
         ({"decay_share": 0}, "decay_share is 0; it must be finite and above 0"),
+        ({"seed": 1.5}, "seed is 1.5; it must be an integer"),
+        ({"task_weights": dict.fromkeys(TASKS, 0)}, "task_weights is 0 for every task"),
         ({"task_weights": {"sort": -1}}, "task_weights.sort is -1; it must be finite"),
+        ({"all_masked": 1.5}, "all_masked is 1.5; it must be at most 1"),
         ({"text_share": 2}, "text_share is 2; it must be at most 1"),
         ({"task_weights": {"sorting": 2}}, "task_weights names 'sorting', which is no task"),
         ({"model": None}, "model"),
