@@ -13,6 +13,7 @@ BLUE, ORANGE = "#0072B2", "#D55E00"
 def draw_loss_curve(folder: Path, ar_steps: int, path: Path) -> None:
     """Draw the histories of a run's folder into a PNG file."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     model = read_history(folder / "model_fit" / HISTORY)
     lora = read_history(folder / "draft_fit" / HISTORY)
@@ -24,6 +25,7 @@ def draw_loss_curve(folder: Path, ar_steps: int, path: Path) -> None:
     top = left.get_xaxis_transform()
     left.text(ar_steps, 0.99, " joint loss from here", transform=top, va="top")
     left.set(title="Model", xlabel="step", ylabel="loss, nats a token", yscale="log")
+    left.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     left.yaxis.set_major_formatter("{x:g}")
     left.yaxis.set_minor_formatter("{x:g}")
     left.legend(frameon=False, loc="lower left")
