@@ -8,6 +8,13 @@ from .confidence import Confidence, confidence, confidence_cost
 from .cost import Cost
 from .error_word import DeviceError, new_error_word, raise_on_error
 from .linear import linear, linear_cost
+from .lm_head_confidence import (
+    ConfidencePartials,
+    lm_head_confidence,
+    lm_head_confidence_cost,
+    lm_head_partials,
+    merge_partials,
+)
 from .noise import Noise
 from .remask_scatter import BlockState, remask_scatter, remask_scatter_cost
 from .rules import RULES, Rule, RuleTable, rule_named
@@ -16,6 +23,7 @@ __all__ = [
     "RULES",
     "BlockState",
     "Confidence",
+    "ConfidencePartials",
     "Cost",
     "DeviceError",
     "Noise",
@@ -27,6 +35,10 @@ __all__ = [
     "confidence_cost",
     "linear",
     "linear_cost",
+    "lm_head_confidence",
+    "lm_head_confidence_cost",
+    "lm_head_partials",
+    "merge_partials",
     "new_error_word",
     "raise_on_error",
     "remask_scatter",

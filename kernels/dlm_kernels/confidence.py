@@ -97,7 +97,7 @@ def _over_lane(x, combine: tl.constexpr):
 
 
 @triton.jit
-def _without_banned(x, ids, banned_ptr, n_banned):
+def without_banned(x, ids, banned_ptr, n_banned):
     for i in range(n_banned):
         x = tl.where(ids == tl.load(banned_ptr + i), float("-inf"), x)
     return x
@@ -129,7 +129,7 @@ def _fold_tile(
     choice = x
     tile_best = tile_peak
     if BANNED:
-        choice = _without_banned(x, ids, banned_ptr, n_banned)
+        choice = without_banned(x, ids, banned_ptr, n_banned)
         tile_best = _over_lane(choice, "max")
     if WITH_MARGIN:
         at_best = choice == tile_best[:, None, None]
@@ -277,7 +277,7 @@ def chunk_kernel(
     lane_end = tl.where(best == chunk_best, end, begin)[:, None]
     x, ids = _load_tile(logits_ptr, best_start[:, None], lane_end, offsets, SPAN, True)
     if HAS_BANNED:
-        x = _without_banned(x, ids, banned_ptr, n_banned)
+        x = without_banned(x, ids, banned_ptr, n_banned)
     found = (x == chunk_best) & (ids < lane_end[:, :, None])
     best_id = tl.min(tl.min(tl.min(tl.where(found, ids, _NO_ID), 2), 1), 0)
     tl.store(partials_ptr + 2 * n_partials + pid, chunk_best)
@@ -394,46 +394,70 @@ def _launch(
     error: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows, vocab = logits.shape
-    token, *floats = _empty_statistics(logits, entropy, margin)
     if rows == 0:
-        return token, *floats
+        return empty_statistics(logits, entropy, margin)
     config = launch.CONFIDENCE[launch.arch_of(logits.device)]
     n_chunks = triton.cdiv(vocab, config.chunk)
     n_banned = 0 if banned is None else banned.numel()
     partials = logits.new_empty((5, rows, n_chunks), dtype=torch.float32)
     best_ids = logits.new_empty((rows, n_chunks), dtype=torch.int32)
-    flags = {
-        "HAS_TOKENS": tokens is not None,
-        "HAS_BANNED": n_banned > 0,
-        "WITH_ENTROPY": entropy,
-        "WITH_MARGIN": margin,
-    }
     chunk_kernel[(rows * n_chunks,)](
         logits, tokens, banned, partials, best_ids,
         vocab, n_chunks, rows * n_chunks, logits.stride(0), mask_id, n_banned,
         CHUNK=config.chunk,
         LANES=32 * config.num_warps,
         VECTOR=16 // logits.element_size(),
+        HAS_TOKENS=tokens is not None,
+        HAS_BANNED=n_banned > 0,
+        WITH_ENTROPY=entropy,
+        WITH_MARGIN=margin,
         STAGES=config.num_stages,
         num_warps=config.num_warps,
-        **flags,
     )  # fmt: skip
+    return launch_merge(partials, best_ids, tokens, mask_id, banned, vocab, entropy, margin, error)
+
+
+def launch_merge(
+    partials: Tensor,
+    best_ids: Tensor,
+    tokens: Tensor | None,
+    mask_id: int,
+    banned: Tensor | None,
+    vocab: int,
+    entropy: bool,
+    margin: bool,
+    error: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Merge a row's chunks: partials float32 [5, rows, n_chunks], best_ids int32 [rows, n_chunks].
+
+    Both are contiguous. `chunk_kernel` says what they hold.
+    """
+    rows, n_chunks = best_ids.shape
+    results = empty_statistics(best_ids, entropy, margin)
+    if rows == 0:
+        return results
+    n_banned = 0 if banned is None else banned.numel()
+    chunks = triton.next_power_of_2(n_chunks)
     merge_kernel[(rows,)](
-        partials, best_ids, tokens, banned, token, *floats, error,
+        partials, best_ids, tokens, banned, *results, error,
         vocab, n_chunks, rows * n_chunks, mask_id, n_banned,
-        CHUNKS=triton.next_power_of_2(n_chunks),
+        CHUNKS=chunks,
+        HAS_TOKENS=tokens is not None,
+        HAS_BANNED=n_banned > 0,
         HAS_ERROR=error is not None,
-        num_warps=1,
-        **flags,
+        WITH_ENTROPY=entropy,
+        WITH_MARGIN=margin,
+        num_warps=min(max(chunks // 256, 1), 16),
     )  # fmt: skip
-    return token, *floats
+    return results
 
 
-def _empty_statistics(logits: Tensor, entropy: bool, margin: bool) -> tuple[Tensor, ...]:
-    rows = logits.shape[0]
+def empty_statistics(like: Tensor, entropy: bool, margin: bool) -> tuple[Tensor, ...]:
+    """Room for the fields of `Confidence`, a row of each for each of `like`."""
+    rows = like.shape[0]
     sizes = (rows, rows, rows if entropy else 0, rows if margin else 0)
-    floats = (logits.new_empty(size, dtype=torch.float32) for size in sizes)
-    return logits.new_empty(rows, dtype=torch.int32), *floats
+    floats = (like.new_empty(size, dtype=torch.float32) for size in sizes)
+    return like.new_empty(rows, dtype=torch.int32), *floats
 
 
 # --- op
@@ -456,17 +480,14 @@ def _confidence_op(
     margin: bool,
     error: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if contents_checked() and banned is not None:
-        outside = [i for i in banned.tolist() if not 0 <= i < logits.shape[1]]
-        if outside:
-            raise ValueError(f"banned holds {outside[0]}; ids must be in [0, {logits.shape[1]})")
+    check_banned_ids(banned, logits.shape[1])
     implementation = _IMPLEMENTATIONS[backend_for(logits)]
     return implementation(logits, tokens, mask_id, banned, entropy, margin, error)
 
 
 @_confidence_op.register_fake
 def _(logits, tokens, mask_id, banned, entropy, margin, error):
-    return _empty_statistics(logits, entropy, margin)
+    return empty_statistics(logits, entropy, margin)
 
 
 def confidence(
@@ -502,24 +523,49 @@ def confidence(
     rows, vocab = logits.shape
     if not 1 <= vocab < 2**30:
         raise ValueError(f"logits has a vocabulary of {vocab}; it must be in [1, 2**30)")
+    check_rows_and_bans(rows, logits.device, tokens, mask_id, banned)
+    check_bool("entropy", entropy)
+    check_bool("margin", margin)
+    error_word.check_error_word(error, logits.device)
+    results = _confidence_op(
+        logits, tokens, -1 if mask_id is None else mask_id, banned, entropy, margin, error
+    )
+    return as_confidence(results, entropy, margin)
+
+
+def check_rows_and_bans(
+    rows: int,
+    device: torch.device,
+    tokens: Tensor | None,
+    mask_id: int | None,
+    banned: Tensor | None,
+) -> None:
+    """Raise unless these say which rows count and which ids may not be chosen."""
     if (tokens is None) != (mask_id is None):
         missing = "tokens" if tokens is None else "mask_id"
         raise ValueError(f"{missing} is None; tokens and mask_id go together")
     if tokens is not None:
-        check_tensor("tokens", tokens, shape=(rows,), dtypes=ID_DTYPES, device=logits.device)
+        check_tensor("tokens", tokens, shape=(rows,), dtypes=ID_DTYPES, device=device)
         check_unit_stride("tokens", tokens)
         check_int("mask_id", mask_id, 0, 2**31 - 1)
     if banned is not None:
-        check_tensor("banned", banned, shape=("n",), dtypes=(torch.int32,), device=logits.device)
+        check_tensor("banned", banned, shape=("n",), dtypes=(torch.int32,), device=device)
         check_unit_stride("banned", banned)
         if banned.numel() > MAX_BANNED:
             raise ValueError(f"banned holds {banned.numel()} ids; at most {MAX_BANNED} are allowed")
-    check_bool("entropy", entropy)
-    check_bool("margin", margin)
-    error_word.check_error_word(error, logits.device)
-    token, probability, logsumexp, row_entropy, row_margin = _confidence_op(
-        logits, tokens, -1 if mask_id is None else mask_id, banned, entropy, margin, error
-    )
+
+
+def check_banned_ids(banned: Tensor | None, vocab: int) -> None:
+    """Under DLM_CHECK=1, raise unless every banned id is in the vocabulary."""
+    if contents_checked() and banned is not None:
+        outside = [i for i in banned.tolist() if not 0 <= i < vocab]
+        if outside:
+            raise ValueError(f"banned holds {outside[0]}; ids must be in [0, {vocab})")
+
+
+def as_confidence(results: tuple[Tensor, ...], entropy: bool, margin: bool) -> Confidence:
+    """What an op returned, None in the place of what was not asked for."""
+    token, probability, logsumexp, row_entropy, row_margin = results
     return Confidence(
         token,
         probability,

@@ -64,6 +64,23 @@ class LinearLaunch:
     tuned: bool = False
 
 
+@dataclass(frozen=True)
+class LmHeadLaunch:
+    """block_v rows of the weight x block_r rows of hidden a tile, block_k features an iteration.
+
+    A program walks `chunk` ids of the vocabulary, a multiple of block_v. Shards of one vocabulary
+    on several devices need the same chunk.
+    """
+
+    block_v: int
+    block_r: int
+    block_k: int
+    chunk: int
+    num_warps: int
+    num_stages: int
+    tuned: bool = False
+
+
 # Keyed by bytes an element, then by the largest head_dim the entry serves.
 _FLOAT32_ATTENTION = {
     64: AttentionLaunch(32, 32, split_keys=1024, num_warps=8, num_stages=2),
@@ -118,6 +135,25 @@ _LINEAR = {
     4: _FLOAT32_LINEAR,
 }
 LINEAR = dict.fromkeys(SHARED_MEMORY, _LINEAR)
+
+
+# Keyed by bytes an element.
+_FLOAT32_LM_HEAD = LmHeadLaunch(64, 32, 32, chunk=512, num_warps=4, num_stages=3)
+_LM_HEAD = {
+    2: LmHeadLaunch(128, 32, 64, chunk=512, num_warps=4, num_stages=4),
+    4: _FLOAT32_LM_HEAD,
+}
+# A thread reads whole rows of the accumulator here: half as many ids a tile, or they spill.
+_TCGEN05_LM_HEAD = {
+    2: LmHeadLaunch(64, 32, 64, chunk=512, num_warps=4, num_stages=6),
+    4: _FLOAT32_LM_HEAD,
+}
+LM_HEAD = {
+    "sm_80": _LM_HEAD,
+    "sm_90": _LM_HEAD,
+    "sm_100": _TCGEN05_LM_HEAD,
+    "sm_120": _LM_HEAD,
+}
 
 
 def arch_of(device: torch.device) -> str:

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from . import error_word
+from . import error_word, launch
 from .noise import RANDOM_CONFIDENCE, RENOISE
 from .rules import COUNTS, ENTROPY_UNITS, NUMBERS
 
@@ -115,9 +115,19 @@ def confidence(
         if x.isnan().any() and error is not None:
             error |= error_word.NAN_LOGITS
         results.append(_row_statistics(x, eligible))
+    return _columns(results, entropy, margin, logits.device)
+
+
+def _columns(
+    results: list[tuple[int, float, float, float, float]],
+    entropy: bool,
+    margin: bool,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What a row each came to as a tensor each, empty where it was not asked for."""
     columns = list(zip(*results, strict=True)) if results else [()] * 5
-    token = torch.tensor(columns[0], dtype=torch.int32, device=logits.device)
-    floats = [torch.tensor(c, dtype=torch.float32, device=logits.device) for c in columns[1:]]
+    token = torch.tensor(columns[0], dtype=torch.int32, device=device)
+    floats = [torch.tensor(c, dtype=torch.float32, device=device) for c in columns[1:]]
     for i, asked in ((2, entropy), (3, margin)):
         floats[i] = floats[i] if asked else floats[i].new_empty(0)
     return token, *floats
@@ -143,6 +153,102 @@ def _row_statistics(x: Tensor, eligible: list[int]) -> tuple[int, float, float, 
     probability = float(p[ranked[0]])
     entropy = float(-(p[p > 0] * p[p > 0].log()).sum())
     return ranked[0], probability, float(lse), entropy, probability - second
+
+
+def lm_head_confidence(
+    hidden: Tensor,
+    weight: Tensor,
+    tokens: Tensor | None,
+    mask_id: int,
+    banned: Tensor | None,
+    entropy: bool,
+    margin: bool,
+    error: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return confidence(linear(hidden, weight), tokens, mask_id, banned, entropy, margin, error)
+
+
+def lm_head_partials(
+    hidden: Tensor,
+    weight: Tensor,
+    tokens: Tensor | None,
+    mask_id: int,
+    banned: Tensor | None,
+    first_id: int,
+    entropy: bool,
+    margin: bool,
+) -> tuple[Tensor, Tensor]:
+    logits = linear(hidden, weight).double()
+    vocab = logits.shape[1]
+    chunk = launch.LM_HEAD[launch.arch_of(hidden.device)][hidden.element_size()].chunk
+    bans = set() if banned is None else set(banned.tolist())
+    statistics, best_ids = [], []
+    for x in logits:
+        for begin in range(0, vocab, chunk):
+            ids = range(begin, min(begin + chunk, vocab))
+            numbers = [float(x[i]) for i in ids if not x[i].isnan()]
+            peak = max(numbers, default=-math.inf)
+            peak = max(peak, torch.finfo(torch.float32).min)
+            p = [1.0 if x[i] == peak else math.exp(x[i] - peak) for i in ids]
+            weighted = sum(q * math.log2(q) for q in p if q > 0)
+            choices = [i for i in ids if first_id + i not in bans and not x[i].isnan()]
+            ranked = sorted(choices, key=lambda i, x=x: (-float(x[i]), i))[:2]
+            values = [float(x[i]) for i in ranked] + [-math.inf] * (2 - len(ranked))
+            statistics.append((peak, sum(p), *values, weighted))
+            best_ids.append(first_id + ranked[0] if ranked else -1)
+    size = (len(hidden), -(-vocab // chunk))
+    columns = list(zip(*statistics, strict=True)) if statistics else [()] * 5
+    packed = torch.tensor(columns, dtype=torch.float32, device=hidden.device)
+    ids = torch.tensor(best_ids, dtype=torch.int32, device=hidden.device)
+    return packed.view(5, *size), ids.view(size)
+
+
+def merge_partials(
+    statistics: Tensor,
+    best_ids: Tensor,
+    tokens: Tensor | None,
+    mask_id: int,
+    banned: Tensor | None,
+    vocab: int,
+    entropy: bool,
+    margin: bool,
+    error: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    bans = [] if banned is None else banned.tolist()
+    if error is not None and any(not 0 <= i < vocab for i in bans):
+        error |= error_word.ID_OUT_OF_RANGE
+    results = []
+    for row in range(len(best_ids)):
+        if tokens is not None and int(tokens[row]) != mask_id:
+            results.append((-1, 0.0, 0.0, 0.0, 0.0))
+            continue
+        peaks, totals, bests, seconds, weighteds = statistics[:, row].double()
+        if totals.isnan().any() and error is not None:
+            error |= error_word.NAN_LOGITS
+        best = float(bests.max())
+        infinities = float(totals[peaks == math.inf].sum())
+        only = infinities == 1 and best == math.inf
+        if totals.isnan().any() or best == -math.inf or (infinities and not only):
+            results.append((-1, math.nan, math.nan, math.nan, math.nan))
+            continue
+        token = int(best_ids[row][bests == best].min())
+        if only:
+            results.append((token, 1.0, math.inf, 0.0, 1.0))
+            continue
+        peak = float(peaks.max())
+        scale = (peaks - peak).exp()
+        total = float((scale * totals).sum())
+        mean = float((scale * (totals * (peaks - peak) + weighteds * math.log(2))).sum()) / total
+        second = sorted(bests.tolist() + seconds.tolist())[-2] if margin else math.nan
+        probability = math.exp(best - peak) / total
+        statistics_of_row = (
+            probability,
+            peak + math.log(total),
+            math.log(total) - mean,
+            probability - math.exp(second - peak) / total,
+        )
+        results.append((token, *statistics_of_row))
+    return _columns(results, entropy, margin, best_ids.device)
 
 
 def remask_scatter(

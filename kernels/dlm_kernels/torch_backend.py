@@ -6,13 +6,14 @@ file documents both. Softmax statistics are taken in float32, and so is all of i
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import error_word
+from . import error_word, launch
 from .noise import RANDOM_CONFIDENCE, RENOISE, philox, random_ids, uniform
 from .rules import ENTROPY_UNITS
 
@@ -228,11 +229,7 @@ def confidence(
     active = torch.ones_like(valid) if tokens is None else tokens == mask_id
     error_word.set_where(error, active & peak.isnan(), error_word.NAN_LOGITS)
 
-    def statistic(value: Tensor, if_certain: float) -> Tensor:
-        value = torch.where(certain, if_certain, value)
-        value = torch.where(valid, value, math.nan)
-        return torch.where(active, value, 0.0)
-
+    statistic = partial(_statistic, certain=certain, valid=valid, active=active)
     probability = _at(p, token)
     row_entropy, row_margin = x.new_empty(0), x.new_empty(0)
     if entropy:
@@ -247,9 +244,123 @@ def confidence(
     return token, statistic(probability, 1.0), statistic(lse, math.inf), row_entropy, row_margin
 
 
+def _statistic(
+    value: Tensor, if_certain: float, *, certain: Tensor, valid: Tensor, active: Tensor
+) -> Tensor:
+    """A statistic [rows] of ordinary rows, as it is of certain, invalid and skipped rows too."""
+    value = torch.where(certain, if_certain, value)
+    value = torch.where(valid, value, math.nan)
+    return torch.where(active, value, 0.0)
+
+
 def _at(rows: Tensor, ids: Tensor) -> Tensor:
     """The element of each of `rows` [rows, V] at its id in `ids` [rows]."""
     return rows.gather(-1, ids[:, None])[:, 0]
+
+
+def lm_head_confidence(
+    hidden: Tensor,
+    weight: Tensor,
+    tokens: Tensor | None,
+    mask_id: int,
+    banned: Tensor | None,
+    entropy: bool,
+    margin: bool,
+    error: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    groups = []
+    for first in range(0, max(len(hidden), 1), _LINEAR_ROWS):
+        at = slice(first, first + _LINEAR_ROWS)
+        logits = linear(hidden[at], weight)
+        own_tokens = None if tokens is None else tokens[at]
+        groups.append(confidence(logits, own_tokens, mask_id, banned, entropy, margin, error))
+    return tuple(torch.cat(group) for group in zip(*groups, strict=True))
+
+
+def lm_head_partials(
+    hidden: Tensor,
+    weight: Tensor,
+    tokens: Tensor | None,
+    mask_id: int,
+    banned: Tensor | None,
+    first_id: int,
+    entropy: bool,
+    margin: bool,
+) -> tuple[Tensor, Tensor]:
+    rows, vocab = len(hidden), len(weight)
+    chunk = launch.LM_HEAD[launch.arch_of(hidden.device)][hidden.element_size()].chunk
+    n_chunks = -(-vocab // chunk)
+    chunk_first = first_id + chunk * torch.arange(n_chunks, device=hidden.device)
+    bans = None
+    if banned is not None:
+        bans = banned.long() - first_id
+        bans = bans[(bans >= 0) & (bans < vocab)]
+    statistics = hidden.new_empty((5, rows, n_chunks), dtype=torch.float32)
+    best_ids = hidden.new_empty((rows, n_chunks), dtype=torch.int32)
+    for first in range(0, rows, _LINEAR_ROWS):
+        at = slice(first, first + _LINEAR_ROWS)
+        peaks, totals, bests, seconds, weighteds = statistics[:, at]
+        logits = linear(hidden[at], weight).float()
+        flat = F.pad(logits, (0, n_chunks * chunk - vocab), value=-math.inf)
+        x = flat.unflatten(1, (n_chunks, chunk))
+        flat = flat.masked_fill(flat.isnan(), -math.inf)  # NaN counts in the sums alone
+        peak = flat.view_as(x).amax(-1, keepdim=True)
+        log_p = torch.where(x == peak, 0.0, x - peak)
+        p = log_p.exp()
+        peaks.copy_(peak[..., 0])
+        totals.copy_(p.sum(-1))
+        if entropy:
+            terms = torch.where(p > 0, p * log_p, 0.0)
+            weighteds.copy_(terms.sum(-1) / math.log(2))
+        choice = (flat if bans is None else flat.index_fill(1, bans, -math.inf)).view_as(x)
+        place = choice.argmax(-1, keepdim=True)
+        bests.copy_(choice.gather(-1, place)[..., 0])
+        best_ids[at] = (chunk_first + place[..., 0]).int()
+        if margin:
+            seconds.copy_(choice.scatter(-1, place, -math.inf).amax(-1))
+    return statistics, best_ids
+
+
+def merge_partials(
+    statistics: Tensor,
+    best_ids: Tensor,
+    tokens: Tensor | None,
+    mask_id: int,
+    banned: Tensor | None,
+    vocab: int,
+    entropy: bool,
+    margin: bool,
+    error: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if banned is not None:
+        outside = (banned < 0) | (banned >= vocab)
+        error_word.set_where(error, outside, error_word.ID_OUT_OF_RANGE)
+    peaks, totals, bests, seconds, weighteds = statistics
+    peak, best = peaks.amax(-1), bests.amax(-1)
+    shifts = torch.where(peaks == peak[:, None], 0.0, peaks - peak[:, None])
+    decays = shifts.exp()
+    total = (totals * decays).sum(-1)
+    at_best = bests == best[:, None]
+    token = torch.where(at_best, best_ids, torch.iinfo(torch.int32).max).amin(-1)
+
+    infinite = peak == math.inf
+    certain = infinite & (total == 1) & (best == math.inf)
+    valid = torch.where(infinite, certain, best > -math.inf) & ~total.isnan()
+    active = torch.ones_like(valid) if tokens is None else tokens == mask_id
+    error_word.set_where(error, active & total.isnan(), error_word.NAN_LOGITS)
+    statistic = partial(_statistic, certain=certain, valid=valid, active=active)
+    probability = (best - peak).exp() / total
+    row_entropy, row_margin = peak.new_empty(0), peak.new_empty(0)
+    if entropy:
+        moved = weighteds * math.log(2) + torch.where(decays > 0, shifts * totals, 0.0)
+        row_entropy = statistic(total.log() - (decays * moved).sum(-1) / total, 0.0)
+    if margin:
+        below = torch.where(at_best, seconds, bests).amax(-1)
+        second = torch.where(at_best.sum(-1) > 1, best, below)
+        row_margin = statistic(probability - (second - peak).exp() / total, 1.0)
+    token = torch.where(active & valid, token, -1)
+    lse = statistic(peak + total.log(), math.inf)
+    return token, statistic(probability, 1.0), lse, row_entropy, row_margin
 
 
 def remask_scatter(

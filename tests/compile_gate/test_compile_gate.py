@@ -18,6 +18,7 @@ ARCHS = list(launch.SHARED_MEMORY)
 attention = importlib.import_module("dlm_kernels.block_attention")
 confidence = importlib.import_module("dlm_kernels.confidence")
 linear = importlib.import_module("dlm_kernels.linear")
+lm_head = importlib.import_module("dlm_kernels.lm_head_confidence")
 remask_scatter = importlib.import_module("dlm_kernels.remask_scatter")
 
 
@@ -65,6 +66,20 @@ def linear_launcher(
     x = empty(32, in_features, dtype=dtype)
     weight = empty(out_features, in_features, dtype=dtype)
     return lambda: linear._launch(x, weight)
+
+
+def lm_head_launcher(
+    dtype: torch.dtype,
+    *,
+    extras: bool = False,
+    bare: bool = False,
+    features: int = 4096,
+    vocab: int = 131072,
+) -> Callable[[], object]:
+    hidden, weight = empty(32, features, dtype=dtype), empty(vocab, features, dtype=dtype)
+    tokens, banned, error = (None,) * 3 if bare else (empty(32), empty(1), empty(1))
+    arguments = (hidden, weight, tokens, 100, banned, extras, extras, error)
+    return lambda: lm_head._launch(*arguments)
 
 
 def remask_launcher(
@@ -123,6 +138,18 @@ CASES = {
     "8B's head": linear_launcher(4096, 131072),
     "fp16 odd features": linear_launcher(1000, 131, torch.float16),
     "linear fp32": linear_launcher(512, 1792, torch.float32),
+    "head bf16": lm_head_launcher(torch.bfloat16),
+    "head bf16 bare": lm_head_launcher(torch.bfloat16, bare=True),
+    "head bf16 entropy, margin": lm_head_launcher(torch.bfloat16, extras=True),
+    "head bf16 odd sizes": lm_head_launcher(
+        torch.bfloat16, extras=True, features=1001, vocab=50257
+    ),
+    "head bf16 small model": lm_head_launcher(torch.bfloat16, features=192, vocab=2048),
+    "head bf16 2**20 ids": lm_head_launcher(torch.bfloat16, extras=True, vocab=2**20),
+    "head fp16": lm_head_launcher(torch.float16),
+    "head fp16 entropy, margin": lm_head_launcher(torch.float16, extras=True),
+    "head fp32": lm_head_launcher(torch.float32),
+    "head fp32 entropy, margin": lm_head_launcher(torch.float32, extras=True),
     "block 32": remask_launcher(32),
     "block 64, int64 tokens": remask_launcher(64, torch.int64),
     "block 256": remask_launcher(256),
@@ -175,9 +202,18 @@ def test_pages_load_as_wide_and_as_far_ahead_as_a_contiguous_cache(arch: str) ->
     assert 0 <= paged.shared - contiguous.shared <= 2048
 
 
-@pytest.mark.parametrize("shape", [(4096, 1024), (4096, 131072)], ids=["k and v", "head"])
-def test_hopper_linear_uses_wgmma_and_wide_loads(shape: tuple[int, int]) -> None:
-    product, *_ = compile_launches("sm_90", linear_launcher(*shape))
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        linear_launcher(4096, 1024),
+        linear_launcher(4096, 131072),
+        lm_head_launcher(torch.bfloat16),
+        lm_head_launcher(torch.bfloat16, extras=True),
+    ],
+    ids=["k and v", "head", "head with confidence", "head with confidence, entropy, margin"],
+)
+def test_hopper_linear_uses_wgmma_and_wide_loads(launcher: Callable[[], object]) -> None:
+    product, *_ = compile_launches("sm_90", launcher)
     assert count(r"\bHGMMA\b", product.sass) > 0
     assert count(r"\bHMMA\b", product.sass) == 0
     async_loads = count(r"\bLDGSTS\b", product.sass)

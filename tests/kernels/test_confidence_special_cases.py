@@ -1,127 +1,23 @@
 """confidence on rows that are not ordinary: NaN, infinities, ties, bans; all three backends."""
 
 import math
-from typing import NamedTuple
 
 import pytest
 import torch
 from numeric import assert_close_to_reference, forced_backend
-from torch import Tensor
+from special_rows import Row, assert_row, expand, settled, special_rows, uniform
 
 from dlm_kernels import Confidence, confidence, new_error_word, reference
 from dlm_kernels.error_word import ID_OUT_OF_RANGE, NAN_LOGITS
 
-INF, NAN = math.inf, math.nan
+NAN = math.nan
 MASK = 9
 # Two chunks of 16384, the second a partial tile.
 VOCAB = 17000
 LAST = VOCAB - 1
-FLOAT16_LOWEST = torch.finfo(torch.float16).min
 
 
-class Row(NamedTuple):
-    """A row of `fill` with other values at some ids, and what must come of it."""
-
-    name: str
-    fill: float
-    values: dict[int, float]
-    token: int
-    probability: float
-    logsumexp: float
-    entropy: float
-    margin: float
-    banned: tuple[int, ...] = ()
-    skipped: bool = False
-    error: int = 0
-    vocab: int = VOCAB
-
-
-def invalid(name: str, fill: float, values: dict[int, float], **rest) -> Row:
-    return Row(name, fill, values, -1, NAN, NAN, NAN, NAN, **rest)
-
-
-def certain(name: str, fill: float, values: dict[int, float], token: int, **rest) -> Row:
-    return Row(name, fill, values, token, 1.0, INF, 0.0, 1.0, **rest)
-
-
-def skipped(name: str, fill: float, values: dict[int, float]) -> Row:
-    return Row(name, fill, values, -1, 0.0, 0.0, 0.0, 0.0, skipped=True)
-
-
-def settled(name: str, fill: float, values: dict[int, float], token: int, **rest) -> Row:
-    """All probability lies on one id."""
-    return Row(name, fill, values, token, 1.0, values[token], 0.0, 1.0, **rest)
-
-
-def uniform(name: str, fill: float, **rest) -> Row:
-    vocab = rest.get("vocab", VOCAB)
-    p = 1 / vocab
-    lse = fill + math.log(vocab)
-    return Row(name, fill, {}, 0, p, lse, math.log(vocab), 0.0 if vocab > 1 else p, **rest)
-
-
-ROWS = [
-    # A row with NaN: token -1, statistics NaN, the error word set.
-    invalid("nan-first", 0.0, {0: NAN}, error=NAN_LOGITS),
-    invalid("nan-in-the-first-chunk", 0.0, {9000: NAN}, error=NAN_LOGITS),
-    invalid("nan-last", 0.0, {LAST: NAN}, error=NAN_LOGITS),
-    invalid("nan-everywhere", NAN, {}, error=NAN_LOGITS),
-    invalid("nan-after-the-maximum", 0.0, {5: 50.0, 6: NAN}, error=NAN_LOGITS),
-    invalid("nan-beside-minus-inf", -INF, {5: NAN}, error=NAN_LOGITS),
-    invalid("nan-and-plus-inf-in-one-chunk", 0.0, {5: NAN, 900: INF}, error=NAN_LOGITS),
-    invalid("nan-and-plus-inf-in-two-chunks", 0.0, {5: INF, LAST: NAN}, error=NAN_LOGITS),
-    invalid("nan-at-a-banned-id", 0.0, {5: NAN}, banned=(5,), error=NAN_LOGITS),
-    # A row all -inf, or with +inf: token -1 and NaN; the id and probability 1 if exactly one.
-    invalid("all-minus-inf", -INF, {}),
-    invalid("all-minus-inf-and-one-id", -INF, {}, vocab=1),
-    invalid("two-plus-inf-in-one-vector", 0.0, {8: INF, 9: INF}),
-    invalid("two-plus-inf-in-two-tiles", 0.0, {8: INF, 9000: INF}),
-    invalid("two-plus-inf-in-two-chunks", 0.0, {8: INF, LAST: INF}),
-    invalid("plus-inf-everywhere", INF, {}),
-    invalid("plus-inf-at-a-banned-id", 0.0, {8: INF}, banned=(8,)),
-    invalid("plus-inf-at-a-banned-id-and-another", 0.0, {8: INF, 70: INF}, banned=(8,)),
-    certain("one-plus-inf-first", 0.0, {0: INF}, 0),
-    certain("one-plus-inf-last", 0.0, {LAST: INF}, LAST),
-    certain("one-plus-inf-among-minus-inf", -INF, {9000: INF}, 9000),
-    certain("one-plus-inf-beside-a-ban", 0.0, {8: INF}, 8, banned=(7, 9)),
-    certain("one-plus-inf-and-one-id", INF, {}, 0, vocab=1),
-    # A skipped row: token -1, statistics 0, whatever is in it.
-    skipped("skipped", 0.0, {5: 1.0}),
-    skipped("skipped-with-nan", 0.0, {5: NAN}),
-    skipped("skipped-with-two-plus-inf", 0.0, {5: INF, 6: INF}),
-    skipped("skipped-all-minus-inf", -INF, {}),
-    # Hidden and far apart logits.
-    settled("minus-inf-but-one-first", -INF, {0: 2.5}, 0),
-    settled("minus-inf-but-one-in-the-second-chunk", -INF, {16384: -7.0}, 16384),
-    settled("minus-inf-but-one-last", -INF, {LAST: 1e4}, LAST),
-    settled("lowest-float16-but-one", FLOAT16_LOWEST, {7: 1.0}, 7),
-    settled("lowest-float16-but-one-in-the-second-chunk", FLOAT16_LOWEST, {LAST: 1.0}, LAST),
-    settled("minus-1e4-but-one-of-1e4", -1e4, {12345: 1e4}, 12345),
-    uniform("all-equal", 0.5),
-    uniform("all-1e4", 1e4),
-    uniform("all-minus-1e4", -1e4),
-    uniform("all-lowest-float16", FLOAT16_LOWEST),
-    uniform("one-id", -3.0, vocab=1),
-    uniform("two-equal-ids", 4.0, vocab=2),
-    # Nothing left to choose.
-    invalid("every-id-banned", 0.0, {}, banned=(0, 1, 2), vocab=3),
-    invalid("every-finite-id-banned", -INF, {5: 1.0, LAST: 2.0}, banned=(5, LAST)),
-]
-
-
-def expand(row: Row, dtype: torch.dtype, device: str) -> Tensor:
-    x = torch.full((row.vocab,), row.fill, dtype=dtype, device=device)
-    for position, value in row.values.items():
-        x[position] = value
-    return x
-
-
-def assert_row(row: Row, result: Confidence, at: int, tolerance: float = 1e-6) -> None:
-    assert result.token[at].item() == row.token
-    for name in Confidence._fields[1:]:
-        actual, expected = getattr(result, name)[at].item(), getattr(row, name)
-        close = pytest.approx(expected, rel=tolerance, abs=tolerance / 10, nan_ok=True)
-        assert actual == close, f"{name} of {row.name}"
+ROWS = special_rows(VOCAB, far=9000, chunk=16384)
 
 
 def check_special_row(row: Row, dtype: torch.dtype, device: str, tolerance: float) -> None:
@@ -180,13 +76,14 @@ def test_lowest_value_of_the_dtype_as_hidden_logit(
 ) -> None:
     """finfo.min stands for -inf in many engines; its distance to a real logit overflows."""
     lowest = torch.finfo(lowest_dtype).min
-    row = settled("lowest-but-one", lowest, {position: 1.0}, position)
+    row = settled("lowest-but-one", lowest, {position: 1.0}, position, vocab=VOCAB)
     with forced_backend("triton"):
         result = confidence(
             expand(row, lowest_dtype, triton_device)[None], entropy=True, margin=True
         )
         assert_row(row, result, 0)
-        row = settled("lowest-and-highest", lowest, {position: -lowest}, position)
+        values = {position: -lowest}
+        row = settled("lowest-and-highest", lowest, values, position, vocab=VOCAB)
         result = confidence(
             expand(row, lowest_dtype, triton_device)[None], entropy=True, margin=True
         )
@@ -195,7 +92,7 @@ def test_lowest_value_of_the_dtype_as_hidden_logit(
 
 def test_a_row_all_lowest_float32_is_uniform(triton_device: str) -> None:
     lowest = torch.finfo(torch.float32).min
-    row = uniform("all-lowest", lowest)._replace(logsumexp=lowest)
+    row = uniform("all-lowest", lowest, vocab=VOCAB)._replace(logsumexp=lowest)
     with forced_backend("triton"):
         logits = expand(row, torch.float32, triton_device)[None]
         assert_row(row, confidence(logits, entropy=True, margin=True), 0)

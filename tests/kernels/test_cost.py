@@ -14,6 +14,8 @@ from dlm_kernels import (
     confidence,
     confidence_cost,
     linear_cost,
+    lm_head_confidence,
+    lm_head_confidence_cost,
     remask_scatter_cost,
 )
 
@@ -116,3 +118,15 @@ def test_linear_cost() -> None:
     x, weight = torch.zeros(3, 20), torch.zeros(7, 20)
     cost = linear_cost(3, 20, 7, itemsize=4)
     assert cost == Cost(2 * 3 * 20 * 7, nbytes(x, weight, x @ weight.T))
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("margin", [False, True])
+def test_lm_head_confidence_cost(entropy: bool, margin: bool) -> None:
+    hidden, weight = torch.zeros(3, 20), torch.zeros(7, 20)
+    result = lm_head_confidence(hidden, weight, entropy=entropy, margin=margin)
+    cost = lm_head_confidence_cost(3, 20, 7, itemsize=4, entropy=entropy, margin=margin)
+    assert cost.bytes == nbytes(hidden, weight, *(x for x in result if x is not None))
+    assert cost.exps == 3 * 7
+    # A multiply-add a feature, and the statistics of `confidence`.
+    assert cost.flops == 3 * 7 * (2 * 20 + 4 + 2 * entropy + margin)

@@ -14,6 +14,9 @@ from dlm_kernels import (
     RuleTable,
     block_attention,
     confidence,
+    lm_head_confidence,
+    lm_head_partials,
+    merge_partials,
     new_error_word,
     raise_on_error,
     remask_scatter,
@@ -47,6 +50,8 @@ class Step:
         self.v = torch.empty_like(self.k)
         self.lengths = torch.empty(batch, dtype=torch.int32, device=device)
         self.logits = torch.empty(batch * block, VOCAB, dtype=dtype, device=device)
+        self.hidden = torch.empty(batch * block, 16, dtype=dtype, device=device)
+        self.head = torch.empty(VOCAB, 16, dtype=dtype, device=device)
         self.banned = torch.tensor([MASK], dtype=torch.int32, device=device)
         self.state = BlockState.start(
             torch.empty(batch, block, dtype=torch.int32, device=device).fill_(MASK), MASK
@@ -60,7 +65,8 @@ class Step:
     def fill(self, seed: int) -> None:
         """Other contents at the same addresses."""
         generator = torch.Generator().manual_seed(seed)
-        for tensor in (self.q, self.k_cache, self.v_cache, self.k, self.v, self.logits):
+        inputs = (self.q, self.k_cache, self.v_cache, self.k, self.v, self.logits)
+        for tensor in (*inputs, self.hidden, self.head):
             tensor.copy_(torch.randn(tensor.shape, generator=generator))
         longest = self.k_cache.shape[1] - 4
         self.lengths.copy_(torch.randint(0, longest, (self.batch,), generator=generator))
@@ -71,22 +77,22 @@ class Step:
         self.error.zero_()
 
     def run(self) -> tuple[Tensor, ...]:
-        """All three ops, attention both ways; returns everything they wrote."""
+        """Every op, attention both ways, the head whole; returns everything they wrote."""
         lengths = self.lengths
         bidirectional, lse = block_attention(
             self.q, self.k_cache, self.v_cache, lengths, self.k, self.v,
             return_lse=True, error=self.error,
         )  # fmt: skip
         causal = block_attention(self.q, self.k_cache, self.v_cache, lengths, error=self.error)
-        statistics = confidence(
-            self.logits,
-            tokens=self.state.tokens.view(-1),
-            mask_id=MASK,
-            banned=self.banned,
-            entropy=True,
-            margin=True,
-            error=self.error,
-        )
+        options = {
+            "tokens": self.state.tokens.view(-1),
+            "mask_id": MASK,
+            "banned": self.banned,
+            "entropy": True,
+            "margin": True,
+        }
+        statistics = confidence(self.logits, error=self.error, **options)
+        of_head = lm_head_confidence(self.hidden, self.head, error=self.error, **options)
         remask_scatter(
             self.state,
             statistics.token.view_as(self.state.tokens),
@@ -98,7 +104,7 @@ class Step:
             noise=self.noise,
             error=self.error,
         )
-        return bidirectional, lse, causal, *statistics
+        return bidirectional, lse, causal, *statistics, *of_head
 
 
 def assert_same_run(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
@@ -138,6 +144,18 @@ def test_opcheck_confidence(full: bool, backend: str, op_device: str) -> None:
     torch.library.opcheck(
         OPS.confidence.default, (s.logits, tokens, MASK, banned, full, full, error)
     )
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["all-options", "plain"])
+def test_opcheck_lm_head_confidence(full: bool, backend: str, op_device: str) -> None:
+    s = Step(op_device)
+    rows = s.hidden, s.head, s.state.tokens.view(-1) if full else None, MASK
+    banned, error = (s.banned, s.error) if full else (None, None)
+    torch.library.opcheck(OPS.lm_head_confidence.default, (*rows, banned, full, full, error))
+    partials = *rows, banned, 7, True, True
+    torch.library.opcheck(OPS.lm_head_partials.default, partials)
+    merge = *OPS.lm_head_partials(*partials), *rows[2:], banned, VOCAB, full, full, error
+    torch.library.opcheck(OPS.merge_partials.default, merge)
 
 
 @pytest.mark.parametrize("full", [True, False], ids=["all-options", "plain"])
@@ -217,6 +235,12 @@ def test_compiled_with_dynamic_shapes(backend: str, op_device: str, compiler: Ca
             q, *pages, lengths, k, v, block_table=table, draft_groups=(2, 2), return_lse=True
         )
 
+    def in_two_shards(hidden, head):
+        first = lm_head_partials(hidden, head[:20], first_id=0, entropy=True, margin=True)
+        second = lm_head_partials(hidden, head[20:], first_id=20, entropy=True, margin=True)
+        return merge_partials([first, second])
+
+    sharded = compiler(in_two_shards, dynamic=True)
     statistics = compiler(lambda x: confidence(x, entropy=True), dynamic=True)
     for batch in (2, 3, 5):
         s = Step(op_device, batch=batch, capacity=48)
@@ -227,6 +251,7 @@ def test_compiled_with_dynamic_shapes(backend: str, op_device: str, compiler: Ca
         assert_same_run(draft(*inputs[:4], table, *inputs[4:]), expected)
         logits = s.logits[:, : VOCAB - batch].contiguous()
         assert_same_run(statistics(logits)[:4], confidence(logits, entropy=True)[:4])
+        assert_same_run(sharded(s.hidden, s.head), in_two_shards(s.hidden, s.head))
 
 
 # --- on a GPU

@@ -13,6 +13,7 @@ ARCHES = ["sm_80", "sm_90", "sm_100", "sm_120"]
 TABLES = {
     "block_attention": launch.BLOCK_ATTENTION,
     "confidence": launch.CONFIDENCE,
+    "lm_head_confidence": launch.LM_HEAD,
     "remask_scatter": launch.REMASK_SCATTER,
 }
 
@@ -35,6 +36,12 @@ def test_every_shape_has_an_entry(arch: str) -> None:
             # q, and keys and values of each stage.
             tiles = entry.block_m + 2 * entry.num_stages * entry.block_n
             assert tiles * head_dim * itemsize <= launch.SHARED_MEMORY[arch]
+        head = launch.LM_HEAD[arch][itemsize]
+        for size in (head.block_v, head.block_r, head.block_k):
+            assert size >= 16 and size & (size - 1) == 0
+        assert head.chunk % head.block_v == 0
+        # Machines of any kind may share a vocabulary.
+        assert head.chunk == launch.LM_HEAD["sm_90"][itemsize].chunk
     for block in range(1, 257):
         entry = launch.smallest_serving(launch.REMASK_SCATTER[arch], block)
         assert entry.compare & (entry.compare - 1) == 0
@@ -46,7 +53,8 @@ def test_every_entry_names_legal_warps_and_is_untuned_until_measured(arch: str) 
     measured = any((ROOT / "bench" / "results").glob("*.json"))
     attention = [e for entries in launch.BLOCK_ATTENTION[arch].values() for e in entries.values()]
     remask = list(launch.REMASK_SCATTER[arch].values())
-    for entry in (*attention, *remask, launch.CONFIDENCE[arch]):
+    heads = list(launch.LM_HEAD[arch].values())
+    for entry in (*attention, *remask, *heads, launch.CONFIDENCE[arch]):
         assert entry.num_warps in (1, 2, 4, 8, 16)
         assert measured or not entry.tuned
 
