@@ -142,7 +142,10 @@ def _generate(arguments: argparse.Namespace) -> int:
         print("tokens  ", *generation.tokens)
         print("forwards", ", ".join(f"{kind} {n}" for kind, n in generation.forwards.items()))
         if generation.tpf is not None:
-            print(f"TPF      {generation.tpf:.2f} tokens a forward, the prefill not counted")
+            print(
+                f"TPF      {generation.tpf:.2f} tokens a forward; the prefill is not counted, its"
+                " token is"
+            )
         print(f"time     {seconds:.3f} s")
     not_drawn = None
     if arguments.trace is not None:
@@ -317,8 +320,8 @@ def _draw_trace(
         ", ".join([*how, arguments.folder.resolve().name]),
         " ".join(f"prompt: {prompt}".split()),
     ]
-    n_forwards = sum(generation.forwards.values())
-    title = f"{len(generation.tokens)} tokens in {n_forwards} forwards"
+    n_forwards = sum(n for kind, n in generation.forwards.items() if kind != "prefill")
+    title = f"{len(generation.tokens)} tokens in {n_forwards} forwards behind the prefill"
     details = "\n".join(line if len(line) < 110 else f"{line[:109]}…" for line in lines)
     save_picture(trace, arguments.trace, title, details)
 

@@ -1,5 +1,6 @@
 """What a training run shows of itself while it runs."""
 
+import math
 import sys
 import time
 
@@ -28,7 +29,7 @@ class ProgressBar:
             disable=rank() != 0 or not self.console.is_terminal,
         )
         self.task = self.progress.add_task(stage, total=steps, figures="")
-        self.last_line = time.monotonic()
+        self.last_line = -math.inf  # so that the first step says where a run begins or goes on
 
     def __enter__(self) -> "ProgressBar":
         self.progress.start()

@@ -1,13 +1,13 @@
 """What a training run is made of: everything that its result depends on, but for the device."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ..config import ModelConfig, RopeConfig
 from ..json_values import check_count, check_number, read_object
 from ..tasks import TASKS
-from .tokenizer import BOS_ID, EOS_ID, MASK_ID
+from .tokenizer import BOS_ID, EOS_ID, MASK_ID, SMALLEST_VOCABULARY
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Recipe:
                 raise ValueError(
                     f"model.{key} is {getattr(self.model, key)}; the tokenizer makes it {id}"
                 )
+        check_count("model.vocab_size", self.model.vocab_size, SMALLEST_VOCABULARY)
         check_count("seed", self.seed, 0, 2**63 - 1)
         for key in _COUNTS:
             check_count(key, getattr(self, key))
@@ -84,12 +85,22 @@ class Recipe:
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Recipe":
-        """From a JSON object of these fields, `model` as in a config.json; an error names the file.
+        """From a JSON object of these fields, `model` as in a config.json, or one that holds it
+        under `recipe`, as a training.json does; an error names the file.
 
         ValueError, TypeError: a key is missing or unknown, or a value does not fit.
         """
         values = read_object(path)
-        model = values.pop("model", None)
+        values = values.get("recipe", values)
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: recipe is {values!r}; it must be an object")
+        names = {each.name for each in fields(cls)}
+        if unknown := sorted(set(values) - names):
+            raise ValueError(f"{path}: {unknown[0]} is no field of a recipe")
+        optional = {each.name for each in fields(cls) if hasattr(cls, each.name)}
+        if missing := sorted(names - optional - {"task_weights"} - set(values)):
+            raise ValueError(f"{path}: {missing[0]} is missing")
+        model = values.pop("model")
         if not isinstance(model, dict):
             raise ValueError(f"{path}: model is {model!r}; it must be an object")
         try:

@@ -24,6 +24,7 @@ MASK_ID, EOS_ID, BOS_ID, USER_ID, ASSISTANT_ID = range(len(SPECIAL_TOKENS))
 
 TRAINING_EXAMPLES = 30_000
 TRAINING_DOCUMENTS = 3_000
+SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
 # A digit, a word or a run of punctuation, each with one space before it; else a run of spaces.
 PIECES = r" ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -35,9 +36,8 @@ def train_tokenizer(seed: int, vocab_size: int = 2048) -> Tokenizer:
     `encode(text, add_special_tokens=False)` those of the text alone; `decode` leaves special
     tokens out. Only the training split is read, and the same seed gives the same tokenizer.
     """
-    smallest = len(SPECIAL_TOKENS) + 256
-    if vocab_size < smallest:
-        raise ValueError(f"vocab_size must be at least {smallest}, got {vocab_size}")
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise ValueError(f"vocab_size must be at least {SMALLEST_VOCABULARY}, got {vocab_size}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

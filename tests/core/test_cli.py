@@ -291,8 +291,8 @@ def test_trace_draws_every_mode_that_drafts_or_denoises(
     assert f"trace    {tmp_path / 't.svg'}" in printed
     ((trace, path, title, details),) = drawn
     assert path == tmp_path / "t.svg"
-    n_forwards = sum(plain["forwards"].values())
-    assert title == f"{len(plain['tokens'])} tokens in {n_forwards} forwards"
+    n_forwards = sum(n for kind, n in plain["forwards"].items() if kind != "prefill")
+    assert title == f"{len(plain['tokens'])} tokens in {n_forwards} forwards behind the prefill"
     rule = {"diffusion": ", rule nemotron", "infill": ", steps 2", "refine": ", rule llada2"}
     assert details == f"{mode}{rule.get(mode, '')}, tiny-a\nprompt: w11 w14 w17"
     tokenizer = tokenizer_of(small_model)

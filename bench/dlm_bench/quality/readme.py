@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import fill
 
 from dlm_roofline.records import read
 
@@ -48,7 +49,7 @@ def targets(record: QualityRecord) -> str:
             (
                 f"`linear_spec` {title}: the tokens of autoregressive",
                 "all",
-                f"{every.same} of {every.examples}",
+                f"{every.same} of {every.examples}, Python functions too",
                 every.same == every.examples,
             ),
             (
@@ -61,13 +62,19 @@ def targets(record: QualityRecord) -> str:
     lines = ["| | target | measured | |", "|---|---|---|---|"]
     for title, target, measured, holds in rows:
         lines.append(f"| {title} | {target} | {measured} | {'holds' if holds else 'missed'} |")
-    lines += [
-        "",
-        f"{ar.examples} held-out examples of {len(exact)} tasks; in [ ] the 95% interval. Model"
-        f" {record.model.hash[:8]}, {record.device.name}, torch {record.versions['torch']}, commit"
-        f" {record.commit[:7]}.",
-    ]
-    return "\n".join(lines)
+    apart = {task: score(record, results["diffusion"], [task], n).apart.value for task in exact}
+    worst = sorted(exact, key=apart.get)[:3]
+    over_all = [score(record, results[name], exact, n).tpf for name in ("linear", "linear, LoRA")]
+    below = (
+        f"{ar.examples} held-out examples of {len(exact)} tasks; in [ ] the 95% interval. Long"
+        f" answers: {', '.join(long)}. Over all tasks `linear_spec` takes"
+        f" {over_all[0].value:.2f} tokens per forward, {over_all[1].value:.2f} with the LoRA."
+        " `diffusion` loses most, in points, on"
+        f" {', '.join(f'{task} ({_points(apart[task])})' for task in worst)}. Model"
+        f" {record.model.hash[:8]} in {record.model.dtype}, {record.device.name}, torch"
+        f" {record.versions['torch']}, commit {record.commit[:7]}."
+    )
+    return "\n".join([*lines, "", fill(below, 100)])
 
 
 def _shown(estimate: Estimate, one: Callable[[float], str]) -> str:

@@ -24,7 +24,7 @@ from dlm_core.tasks import TASKS
 from dlm_core.training.data import Mixture
 from dlm_core.training.fit import HISTORY, StepReport, fit, read_history
 from dlm_core.training.loss import losses
-from dlm_core.training.recipe import Recipe
+from dlm_core.training.recipe import SMALL, Recipe
 from dlm_core.training.rows import Masking, Rows
 from dlm_core.training.run import LOCK, FolderTaken, main, model_schedule, new_model, train
 
@@ -168,7 +168,9 @@ def test_a_folder_where_a_run_is_under_way_is_left_alone(recipe: Recipe, tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seeds": 1}, "seeds"),
+        ({"seeds": 1}, "seeds is no field of a recipe"),
+        ({"recipe": {"seed": 0}}, "ar_steps is missing"),
+        ({"recipe": 3}, "recipe is 3; it must be an object"),
         ({"ar_steps": 0}, r"ar_steps is 0; it must be in \[1, inf\]"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast'; it must be a number"),
         ({"decay_share": 0}, "decay_share is 0; it must be finite and above 0"),
@@ -178,7 +180,8 @@ def test_a_folder_where_a_run_is_under_way_is_left_alone(recipe: Recipe, tmp_pat
         ({"all_masked": 1.5}, "all_masked is 1.5; it must be at most 1"),
         ({"text_share": 2}, "text_share is 2; it must be at most 1"),
         ({"task_weights": {"sorting": 2}}, "task_weights names 'sorting', which is no task"),
-        ({"model": None}, "model"),
+        ({"model": None}, "model is None; it must be an object"),
+        ({"model": SMALL.model.to_dict() | {"vocab_size": 99}}, "model.vocab_size is 99"),
     ],
 )
 def test_a_recipe_that_does_not_fit_is_named_with_its_file(
@@ -192,6 +195,10 @@ def test_a_recipe_that_does_not_fit_is_named_with_its_file(
     error = capsys.readouterr().err
     assert re.search(message, error) and str(path) in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_the_shipped_record_is_a_recipe_too() -> None:
+    assert Recipe.from_json(dlm_core.SMALL_MODEL / "training.json") == SMALL
 
 
 def test_a_recipe_survives_its_file(recipe: Recipe, tmp_path: Path) -> None:
