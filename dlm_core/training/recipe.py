@@ -1,6 +1,6 @@
 """What a training run is made of: everything that its result depends on, but for the device."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +94,14 @@ class Recipe:
         values = values.get("recipe", values)
         if not isinstance(values, dict):
             raise ValueError(f"{path}: recipe is {values!r}; it must be an object")
-        names = {each.name for each in fields(cls)}
-        if unknown := sorted(set(values) - names):
+        if unknown := sorted(set(values) - {each.name for each in fields(cls)}):
             raise ValueError(f"{path}: {unknown[0]} is no field of a recipe")
-        optional = {each.name for each in fields(cls) if hasattr(cls, each.name)}
-        if missing := sorted(names - optional - {"task_weights"} - set(values)):
+        needed = {
+            each.name
+            for each in fields(cls)
+            if each.default is MISSING and each.default_factory is MISSING
+        }
+        if missing := sorted(needed - set(values)):
             raise ValueError(f"{path}: {missing[0]} is missing")
         model = values.pop("model")
         if not isinstance(model, dict):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -52,8 +53,9 @@ def train(recipe: Recipe, folder: Path) -> Path:
         FloatingPointError: a gradient is not finite.
     """
     checkpoint = folder / "model"
-    if rank() == 0:
-        import matplotlib  # noqa: F401, so that a long run does not end for want of it
+    if find_spec("matplotlib") is None:
+        # Said now, so that a long run does not end for want of it.
+        raise ModuleNotFoundError("matplotlib is missing, which draws the loss curve; install it")
     with process_group() as device, _claimed(folder, recipe):
         if rank() == 0:
             if not (checkpoint / "tokenizer.json").exists():
