@@ -115,7 +115,13 @@ def _device_line(device: torch.device) -> str:
     if device.type == "cpu":
         return f"{torch.get_num_threads()} threads, {backend}"
     arch = launch.arch_of(device)
-    tables = (launch.BLOCK_ATTENTION, launch.CONFIDENCE, launch.LINEAR, launch.REMASK_SCATTER)
+    tables = (
+        launch.BLOCK_ATTENTION,
+        launch.CONFIDENCE,
+        launch.LINEAR,
+        launch.LM_HEAD,
+        launch.REMASK_SCATTER,
+    )
     entries = [entry for table in tables for entry in _entries(table[arch])]
     n_tuned = sum(entry.tuned for entry in entries)
     name = torch.cuda.get_device_name(device)

@@ -1,18 +1,26 @@
-"""Launch configurations: plain tables, architecture x shape class -> tile sizes, warps, stages.
+"""Launch configurations: tables of tile sizes, warps and stages, a file an architecture.
 
+`launch_tables/sm_90.json` and its like hold the numbers; the classes here say what they mean.
 A configuration never depends on batch or context. That of attention and confidence is a function of
 architecture, dtype and layer shape only, so that a row's bits do not depend on who else is served;
 `fast` attention alone narrows its tiles to short blocks.
-Every entry is untuned until a measurement on that architecture has chosen it.
+An entry is untuned until a measurement on that architecture has chosen it, as `dlm bench --tune`
+does.
 """
 
-from dataclasses import dataclass
+import json
+import typing
+import warnings
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
+import triton
 
-# Shared memory one program may use, in bytes (CUDA C++ programming guide, "Technical
-# specifications per compute capability": the most a thread block can opt in to).
-SHARED_MEMORY = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "sm_120": 101_376}
+FOLDER = Path(__file__).parent / "launch_tables"
 
 
 @dataclass(frozen=True)
@@ -81,94 +89,122 @@ class LmHeadLaunch:
     tuned: bool = False
 
 
-# Keyed by bytes an element, then by the largest head_dim the entry serves.
-_FLOAT32_ATTENTION = {
-    64: AttentionLaunch(32, 32, split_keys=1024, num_warps=8, num_stages=2),
-    256: AttentionLaunch(16, 32, split_keys=1024, num_warps=8, num_stages=1),
-}
-_MMA_ATTENTION = {
-    2: {
-        64: AttentionLaunch(128, 64, split_keys=1024, num_warps=8, num_stages=3),
-        128: AttentionLaunch(64, 32, split_keys=1024, num_warps=4, num_stages=3),
-        256: AttentionLaunch(64, 32, split_keys=1024, num_warps=8, num_stages=2),
-    },
-    4: _FLOAT32_ATTENTION,
-}
-_WGMMA_ATTENTION = {
-    2: {
-        64: AttentionLaunch(128, 128, split_keys=1024, num_warps=8, num_stages=3),
-        128: AttentionLaunch(128, 64, split_keys=1024, num_warps=8, num_stages=3),
-        256: AttentionLaunch(128, 32, split_keys=1024, num_warps=8, num_stages=2),
-    },
-    4: _FLOAT32_ATTENTION,
-}
-_TCGEN05_ATTENTION = {
-    2: {
-        64: AttentionLaunch(128, 64, split_keys=1024, num_warps=4, num_stages=3),
-        128: AttentionLaunch(128, 64, split_keys=1024, num_warps=8, num_stages=3),
-        256: AttentionLaunch(64, 64, split_keys=1024, num_warps=8, num_stages=2),
-    },
-    4: _FLOAT32_ATTENTION,
-}
-BLOCK_ATTENTION = {
-    "sm_80": _MMA_ATTENTION,
-    "sm_90": _WGMMA_ATTENTION,
-    "sm_100": _TCGEN05_ATTENTION,
-    "sm_120": _MMA_ATTENTION,
+# --- the tables, each {architecture: entries}
+
+# What an op's entries are keyed by, outermost first, and what they are.
+_OPS: dict[str, tuple[int, type]] = {
+    "block_attention": (2, AttentionLaunch),  # bytes an element, the largest head_dim it serves
+    "confidence": (0, ConfidenceLaunch),
+    "remask_scatter": (1, RemaskLaunch),  # the longest block it serves
+    "linear": (1, LinearLaunch),  # bytes an element
+    "lm_head_confidence": (1, LmHeadLaunch),  # bytes an element
 }
 
-_CONFIDENCE = ConfidenceLaunch(chunk=16_384, num_warps=4, num_stages=3)
-CONFIDENCE = dict.fromkeys(SHARED_MEMORY, _CONFIDENCE)
 
-# Keyed by the largest block length the entry serves.
-_REMASK = {
-    32: RemaskLaunch(compare=32, num_warps=1),
-    256: RemaskLaunch(compare=16, num_warps=4),
-}
-REMASK_SCATTER = dict.fromkeys(SHARED_MEMORY, _REMASK)
+def read_table(file: Path) -> dict[str, Any]:
+    """One architecture's entries by op, and "shared_memory": bytes that one program may use."""
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    ops = {op: _entries(raw[op], *shape) for op, shape in _OPS.items()}
+    return {"shared_memory": raw["shared_memory"]} | ops
 
 
-# Keyed by bytes an element.
-_FLOAT32_LINEAR = LinearLaunch(64, 32, 32, programs=264, min_segment=512, num_warps=4, num_stages=3)
-_LINEAR = {
-    2: LinearLaunch(64, 32, 128, programs=264, min_segment=512, num_warps=4, num_stages=4),
-    4: _FLOAT32_LINEAR,
-}
-LINEAR = dict.fromkeys(SHARED_MEMORY, _LINEAR)
+def write_table(file: Path, table: Mapping[str, Any]) -> None:
+    """Write what `read_table` reads, an entry a line."""
+    file.write_text(_text(_plain(table)) + "\n", encoding="utf-8")
 
 
-# Keyed by bytes an element.
-_FLOAT32_LM_HEAD = LmHeadLaunch(64, 32, 32, chunk=512, num_warps=4, num_stages=3)
-_LM_HEAD = {
-    2: LmHeadLaunch(128, 32, 64, chunk=512, num_warps=4, num_stages=4),
-    4: _FLOAT32_LM_HEAD,
-}
-# A thread reads whole rows of the accumulator here: half as many ids a tile, or they spill.
-_TCGEN05_LM_HEAD = {
-    2: LmHeadLaunch(64, 32, 64, chunk=512, num_warps=4, num_stages=6),
-    4: _FLOAT32_LM_HEAD,
-}
-LM_HEAD = {
-    "sm_80": _LM_HEAD,
-    "sm_90": _LM_HEAD,
-    "sm_100": _TCGEN05_LM_HEAD,
-    "sm_120": _LM_HEAD,
-}
+def _entries(raw: dict, depth: int, kind: type):
+    if depth:
+        return {_key(key): _entries(value, depth - 1, kind) for key, value in raw.items()}
+    if "tiles" in raw:
+        tile = typing.get_args(typing.get_type_hints(kind)["tiles"])[1]
+        raw = raw | {"tiles": {_key(rows): tile(**each) for rows, each in raw["tiles"].items()}}
+    return kind(**raw)
+
+
+def _key(text: str) -> Hashable:
+    return int(text) if text.isdigit() else text
+
+
+def _plain(value: object) -> object:
+    """Entries as dicts; of `tuned` only that it is."""
+    if is_dataclass(value):
+        value = {name: each for name, each in vars(value).items() if name != "tuned" or each}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return value
+
+
+def _text(value: Any, indent: str = "") -> str:
+    """JSON with a line for each dict that holds no other."""
+    if not isinstance(value, dict) or not any(isinstance(each, dict) for each in value.values()):
+        return json.dumps(value)
+    lines = (f'{indent} "{key}": {_text(each, indent + " ")}' for key, each in value.items())
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+
+
+_ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")
+_TABLES = {arch: read_table(FOLDER / f"{arch}.json") for arch in _ARCHS}
+
+
+def _by_arch(name: str) -> dict[str, Any]:
+    return {arch: table[name] for arch, table in _TABLES.items()}
+
+
+# The most shared memory one program may use, in bytes (CUDA C++ programming guide, "Technical
+# specifications per compute capability": the most a thread block can opt in to).
+SHARED_MEMORY = _by_arch("shared_memory")
+BLOCK_ATTENTION = _by_arch("block_attention")
+CONFIDENCE = _by_arch("confidence")
+REMASK_SCATTER = _by_arch("remask_scatter")
+LINEAR = _by_arch("linear")
+LM_HEAD = _by_arch("lm_head_confidence")
 
 
 def arch_of(device: torch.device) -> str:
-    """The table row for `device`: its own architecture, else the newest older one.
+    """The architecture whose table `device` runs: its own, or else the largest that fits.
 
-    The interpreter (a CPU tensor) runs the sm_90 entries.
+    For a device without a table of its own a UserWarning says once which one it takes. The
+    interpreter (a CPU tensor) runs that of sm_90.
     """
     if device.type != "cuda":
         return "sm_90"
     major, minor = torch.cuda.get_device_capability(device)
     capability = major * 10 + minor
-    older = [arch for arch in SHARED_MEMORY if int(arch.removeprefix("sm_")) <= capability]
-    if not older:
+    if f"sm_{capability}" in SHARED_MEMORY:
+        return f"sm_{capability}"
+    if capability < 80:
         raise ValueError(f"{device} is sm_{capability}; the kernels need sm_80 or newer")
-    return older[-1]
+    return _largest_that_fits(capability, _shared_memory_of(device))
+
+
+def _shared_memory_of(device: torch.device) -> int:
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
+
+
+@cache
+def _largest_that_fits(capability: int, shared_memory: int) -> str:
+    """Of the tables that ask for no more shared memory the one that asks for most.
+
+    Of two alike the newest that is not newer than the device.
+    """
+
+    def preference(arch: str) -> tuple[int, bool, int]:
+        number = int(arch.removeprefix("sm_"))
+        return SHARED_MEMORY[arch], number <= capability, number
+
+    fitting = [arch for arch, needed in SHARED_MEMORY.items() if needed <= shared_memory]
+    if not fitting:
+        raise ValueError(
+            f"sm_{capability} gives a program {shared_memory} bytes of shared memory; the kernels"
+            f" need {min(SHARED_MEMORY.values())}"
+        )
+    arch = max(fitting, key=preference)
+    warnings.warn(
+        f"there is no launch table for sm_{capability}; it runs with that of {arch}", stacklevel=2
+    )
+    return arch
 
 
 def smallest_serving(entries: dict[int, object], size: int):

@@ -68,24 +68,57 @@ def test_smallest_serving_takes_the_smallest_that_is_large_enough() -> None:
 
 @pytest.mark.parametrize(
     ("capability", "arch"),
-    [
-        pytest.param((8, 0), "sm_80", id="A100"),
-        pytest.param((8, 6), "sm_80", id="A10"),
-        pytest.param((8, 9), "sm_80", id="L40S"),
-        pytest.param((9, 0), "sm_90", id="H200"),
-        pytest.param((10, 0), "sm_100", id="B200"),
-        pytest.param((10, 3), "sm_100", id="B300"),
-        pytest.param((11, 0), "sm_100", id="between-two"),
-        pytest.param((12, 0), "sm_120", id="RTX-5090"),
-        pytest.param((12, 1), "sm_120", id="GB10"),
-        pytest.param((17, 5), "sm_120", id="not-yet-built"),
-    ],
+    [((8, 0), "sm_80"), ((9, 0), "sm_90"), ((10, 0), "sm_100"), ((12, 0), "sm_120")],
 )
-def test_a_device_runs_its_own_entries_or_the_newest_older_ones(
-    capability: tuple[int, int], arch: str, monkeypatch: pytest.MonkeyPatch
+def test_a_device_with_a_table_runs_it(
+    capability: tuple[int, int], arch: str, monkeypatch: pytest.MonkeyPatch, recwarn
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert launch.arch_of(torch.device("cuda", 0)) == arch
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("capability", "shared_memory", "arch"),
+    [
+        pytest.param((8, 6), 101_376, "sm_120", id="A10"),
+        pytest.param((8, 7), 166_912, "sm_80", id="Orin"),
+        pytest.param((8, 9), 101_376, "sm_120", id="L40S"),
+        pytest.param((10, 3), 232_448, "sm_100", id="B300"),
+        pytest.param((11, 0), 232_448, "sm_100", id="Thor"),
+        pytest.param((12, 1), 101_376, "sm_120", id="GB10"),
+        pytest.param((17, 5), 300_000, "sm_100", id="not-yet-built"),
+    ],
+)
+def test_an_unknown_device_runs_the_largest_table_that_fits_and_says_so(
+    capability: tuple[int, int], shared_memory: int, arch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch._largest_that_fits.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(launch, "_shared_memory_of", lambda device: shared_memory)
+    name = f"sm_{capability[0]}{capability[1]}"
+    with pytest.warns(
+        UserWarning, match=f"no launch table for {name}; it runs with that of {arch}"
+    ):
+        assert launch.arch_of(torch.device("cuda", 0)) == arch
+    assert launch.arch_of(torch.device("cuda", 0)) == arch  # and says so once
+
+
+def test_a_device_with_too_little_shared_memory_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    monkeypatch.setattr(launch, "_shared_memory_of", lambda device: 65_536)
+    with pytest.raises(ValueError, match="sm_86 gives a program 65536 bytes .*; .*101376"):
+        launch.arch_of(torch.device("cuda", 0))
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_a_table_that_is_written_is_the_table_that_was_read(arch: str, tmp_path: Path) -> None:
+    """To the byte, so that a tuned table differs from its predecessor in tuned entries alone."""
+    file = launch.FOLDER / f"{arch}.json"
+    launch.write_table(tmp_path / "written.json", launch.read_table(file))
+    assert (tmp_path / "written.json").read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (7, 0), (6, 1)])
