@@ -1,7 +1,7 @@
 # `make` lists the verbs. Settings, given on the command line:
 #   VENV=0          run PYTHON with what it has: nothing is installed, no network is used
 #   PYTHON=python3  the Python to run, or to make .venv with
-#   ARGS="..."      passed on to `dlm bench`, `dlm train`, `dlm quality` and `dlm roofline`
+#   ARGS="..."      passed on to the command behind the verb, such as `dlm bench`
 VENV = .venv
 PYTHON = python3
 ARGS =
@@ -14,7 +14,7 @@ run = $(VENV)/bin/python
 needs = $(VENV)/.installed-$(1)
 endif
 
-.PHONY: help setup test gpu-check lint bench train quality roofline readme clean
+.PHONY: help setup test gpu-check lint bench gpu-bench train quality quantized roofline readme clean
 
 help: ## List these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,13 +30,8 @@ test: $(call needs,test) ## Run all tests: kernels on the GPU if there is one, e
 	TRITON_INTERPRET=0 $(run) -m pytest tests/compile_gate || status=1; \
 	exit $$status
 
-gpu-check: $(call needs,test) ## Run the kernel and model tests on the GPU, and fail where there is none
-	@$(run) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("gpu-check: torch sees no CUDA device")'
-	@# What only a GPU shows comes first, in case time runs out.
-	@status=0; \
-	TRITON_INTERPRET=0 $(run) -m pytest -m gpu tests/core tests/kernels || status=1; \
-	TRITON_INTERPRET=0 $(run) -m pytest -m "not gpu" tests/kernels tests/core || status=1; \
-	exit $$status
+gpu-check: $(call needs,test) ## Run tests and compute-sanitizer on the GPU; goes on where it was cut short
+	@$(run) tests/gpu_check.py
 
 lint: $(call needs,lint) ## Check style and formatting with ruff
 	$(run) -m ruff check .
@@ -45,11 +40,17 @@ lint: $(call needs,lint) ## Check style and formatting with ruff
 bench: $(call needs,bench) ## Measure ceilings, ops and denoising steps on this machine's device, into out/
 	@$(run) -m dlm_core.cli bench $(ARGS)
 
+gpu-bench: $(call needs,bench) ## Hold a GPU's times to their targets, into out/; goes on where it was cut short
+	@$(run) -m dlm_core.cli gpu-bench $(ARGS)
+
 train: $(call needs,bench) ## Train the small model, into out/train/; goes on where it was interrupted
 	@$(run) -m dlm_core.cli train $(ARGS)
 
 quality: $(call needs,bench) ## Measure quality beside speed over modes, rules and settings, into out/quality/
 	@$(run) -m dlm_core.cli quality $(ARGS)
+
+quantized: $(call needs,bench) ## Measure what weights and caches in few bits cost in answers, into out/quality/
+	@$(run) -m dlm_bench.quality.quantized $(ARGS)
 
 roofline: $(call needs,bench) ## Redraw the pictures from records alone
 	@$(run) -m dlm_core.cli roofline $(ARGS)
@@ -57,6 +58,7 @@ roofline: $(call needs,bench) ## Redraw the pictures from records alone
 readme: $(call needs,bench) ## Rewrite README's tables from the records in bench/results/
 	@$(run) -m dlm_bench.tables
 	@$(run) -m dlm_bench.quality.readme
+	@$(run) -m dlm_bench.quality.quantized --readme README.md
 
 clean: ## Remove .venv, caches and build leftovers; out/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

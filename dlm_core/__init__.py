@@ -3,6 +3,7 @@
 from dlm_kernels import RULES, DeviceError, Rule
 
 from .cache import KVCache
+from .calibration import calibrated_kv_scales
 from .checkpoint import SMALL_MODEL, load_model, random_model
 from .config import PRESETS, ModelConfig, RopeConfig
 from .decoding import (
@@ -16,7 +17,9 @@ from .decoding import (
     refine,
     stream,
 )
+from .kv_scales import KVScales
 from .model import Model
+from .quantization import quantize_model
 
 __all__ = [
     "PRESETS",
@@ -26,6 +29,7 @@ __all__ = [
     "DeviceError",
     "Generation",
     "KVCache",
+    "KVScales",
     "Model",
     "ModelConfig",
     "Request",
@@ -33,9 +37,11 @@ __all__ = [
     "Rule",
     "Sampling",
     "StepEvent",
+    "calibrated_kv_scales",
     "generate",
     "infill",
     "load_model",
+    "quantize_model",
     "random_model",
     "refine",
     "stream",

@@ -1,11 +1,11 @@
 """Keys and values of everything a model has committed to."""
 
 import torch
-from torch import Tensor
 
 from dlm_kernels.validate import check_int
 
 from .config import ModelConfig
+from .kv_scales import KVScales, scales_of_cache
 
 
 class KVCache:
@@ -13,6 +13,8 @@ class KVCache:
 
     keys, values: per layer a tensor [batch, capacity, kv_heads, head_dim]; positions at and beyond
         a request's length hold no meaning.
+    key_scales, value_scales: per layer float32 [kv_heads] if dtype is float8_e4m3fn, else None: a
+        key of head h is key_scales[layer][h] times what `keys` holds.
     lengths: int32 [batch] on the device: tokens in the context of each request.
     max_length: a bound on `lengths` that the host knows without asking the device.
     block_table: None; `PagedKVCache` has one.
@@ -28,9 +30,12 @@ class KVCache:
         *,
         device: torch.device | str,
         dtype: torch.dtype,
+        scales: KVScales | None = None,
     ) -> None:
+        """scales: of a cache in float8_e4m3fn; default 1."""
         check_int("batch", batch, 1, 2**31 - 1)
         check_int("capacity", capacity, 1, config.max_position_embeddings)
+        self.key_scales, self.value_scales = scales_of_cache(scales, config, device, dtype)
         shape = (batch, capacity, config.num_key_value_heads, config.head_dim)
         self.keys, self.values = (
             [
@@ -39,7 +44,6 @@ class KVCache:
             ]
             for _ in range(2)
         )
-        self._request = torch.arange(batch, device=device)[:, None]
         self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
         self.max_length = 0
 
@@ -63,15 +67,6 @@ class KVCache:
                 f"{tokens} tokens do not fit into the cache: {self.max_length} of its"
                 f" {self.capacity} positions are taken"
             )
-
-    def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store keys and values [batch, M, kv_heads, head_dim] at int64 `positions` [batch, M].
-
-        Positions beyond the cache, which `block_attention` reports, land in its last slot.
-        """
-        positions = positions.clamp(0, self.capacity - 1)
-        self.keys[layer][self._request, positions] = keys
-        self.values[layer][self._request, positions] = values
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` more, which a causal forward has written, as context of every request."""

@@ -17,6 +17,7 @@ from dlm_kernels.validate import FLOAT_DTYPES, check_int
 from . import draft_lora
 from .config import PRESETS, ModelConfig
 from .model import Device, Linear, Model, RMSNorm
+from .quantization import check_weights, quantize_model
 from .weight_files import SINGLE_FILE, check_headers, check_names, files_of, opened
 from .whole_file import replacing, write_whole
 
@@ -25,7 +26,11 @@ SMALL_MODEL = Path(__file__).parent / "small_model"
 
 
 def load_model(
-    folder: str | Path, *, device: Device = "cpu", dtype: torch.dtype | None = None
+    folder: str | Path,
+    *,
+    device: Device = "cpu",
+    dtype: torch.dtype | None = None,
+    weights: str | None = None,
 ) -> Model:
     """The model of a Nemotron-Labs Diffusion checkpoint folder.
 
@@ -33,13 +38,17 @@ def load_model(
         folder: holds config.json and the weights; other files in it are left alone.
         device: where the weights go.
         dtype: what they are converted to; by default they stay as stored.
+        weights: "fp8", "int8" or "int4" for layers in few bits, see `quantize_model`. They are
+            read on the host, so that `device` needs room for their few bits alone.
 
     Raises:
         ValueError, TypeError: the config is not supported; a file is missing or damaged; a tensor
             is missing, extra, misshapen, of another dtype than the config's torch_dtype, or not
-            finite in `dtype`. The message names the file, the key or the tensor.
+            finite in `dtype`; `weights` is unknown. The message names the file, the key or the
+            tensor, or the argument.
     """
     folder, device = Path(folder), _known_device(device)
+    check_weights(weights)
     config = ModelConfig.from_json(folder / "config.json")
     dtype = _weight_dtype(dtype, config)
     expected = dict(Model(config, device="meta", dtype=torch.float32).named_parameters())
@@ -48,16 +57,18 @@ def load_model(
     check_headers(files, shapes, config.torch_dtype, "the config")
     lora = draft_lora.read(folder, config)
 
-    model = Model(config, device=device, dtype=dtype)
+    model = Model(config, device=device if weights is None else "cpu", dtype=dtype)
     parameters = dict(model.named_parameters())
     for file, names in files.items():
-        with opened(file) as weights:
+        with opened(file) as tensors:
             for name in names:
-                parameters[name].copy_(weights.get_tensor(name))
+                parameters[name].copy_(tensors.get_tensor(name))
                 if not parameters[name].isfinite().all():
                     raise ValueError(f"{name} in {file} is not finite in {model.dtype}")
     if lora is not None:
         lora.merge_into(model)
+    if weights is not None:
+        quantize_model(model, weights, device=device)
     return model
 
 
@@ -82,6 +93,7 @@ def random_model(
     *,
     device: Device = "cpu",
     dtype: torch.dtype | None = None,
+    weights: str | None = None,
     seed: int = 0,
 ) -> Model:
     """A model of random weights, drawn in place on the device, with logits of order one.
@@ -89,6 +101,8 @@ def random_model(
     Args:
         name_or_config: a name in `PRESETS`, or any config.
         device, dtype: of the weights; the dtype is by default the config's torch_dtype.
+        weights: "fp8", "int8" or "int4" for layers in few bits, see `quantize_model`; they are
+            drawn on the device before.
         seed: the same seed gives the same weights on the same kind of device.
     """
     config = name_or_config
@@ -100,6 +114,7 @@ def random_model(
             )
         config = PRESETS[name_or_config]
     check_int("seed", seed, 0, 2**63 - 1)
+    check_weights(weights)
     device = _known_device(device)
     model = Model(config, device=device, dtype=_weight_dtype(dtype, config))
     generator = torch.Generator(device).manual_seed(seed)
@@ -111,6 +126,8 @@ def random_model(
             module.weight.normal_(generator=generator)
         elif isinstance(module, RMSNorm):
             module.weight.fill_(1)
+    if weights is not None:
+        quantize_model(model, weights)
     return model
 
 

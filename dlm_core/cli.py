@@ -44,6 +44,10 @@ def _run(argv: list[str]) -> int:
         from dlm_bench import run
 
         return run.main(argv[1:])
+    if argv[:1] == ["gpu-bench"]:
+        from dlm_bench.speed_of_light import run
+
+        return run.main(argv[1:])
     if argv[:1] == ["quality"]:
         from dlm_bench.quality import run
 
@@ -70,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
     generate_command.add_to(commands)
     commands.add_parser("bench", help="measure ceilings, ops and denoising steps", add_help=False)
+    commands.add_parser("gpu-bench", help="hold a GPU's times to the targets", add_help=False)
     commands.add_parser("train", help="train the small model, or one of yours", add_help=False)
     commands.add_parser("quality", help="measure quality beside speed", add_help=False)
     commands.add_parser("roofline", help="redraw the pictures from records", add_help=False)

@@ -22,6 +22,7 @@ from .config import STORED_DTYPES
 from .decoding import Generation, Sampling, StepEvent, generate, infill, refine
 from .decoding.new_request import DEFAULT_REFINE_RULE, DEFAULT_RULE, MODES
 from .model import Model
+from .quantization import KINDS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -88,6 +89,9 @@ def add_to(commands: "argparse._SubParsersAction") -> None:
     command.add_argument("--device", type=_device, help="default: cuda where there is one, or cpu")
     command.add_argument("--dtype", choices=STORED_DTYPES, help="default: as stored")
     command.add_argument(
+        "--quantization", choices=KINDS, help="keep the layers' weights in 8 or 4 bits"
+    )
+    command.add_argument(
         "--trace",
         type=Path,
         metavar="PICTURE",
@@ -109,7 +113,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         if arguments.trace is not None:
             _check_trace(arguments.trace, arguments.mode)
         dtype = arguments.dtype and getattr(torch, arguments.dtype)
-        model = load_model(folder, device=device, dtype=dtype)
+        model = load_model(folder, device=device, dtype=dtype, weights=arguments.quantization)
         events: list[StepEvent] = []
         with _live_blocks(model, tokenizer, arguments) as show:
 

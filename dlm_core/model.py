@@ -14,7 +14,7 @@ Module and parameter names are those of the checkpoint. Nothing here waits for t
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -23,7 +23,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from dlm_kernels import block_attention, linear
+from dlm_kernels import (
+    PartialSums,
+    QuantizedWeight,
+    block_attention,
+    gated_silu,
+    linear,
+    linear_partials,
+    residual_norm,
+    rope_kv_write,
+)
 from dlm_kernels.backend import contents_checked
 from dlm_kernels.error_word import ID_OUT_OF_RANGE, set_where
 from dlm_kernels.validate import (
@@ -62,17 +71,27 @@ def yarn_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
     return (kept * (1 - slowed) + kept / rope.factor * slowed).float()
 
 
-class Rotation(NamedTuple):
-    """A rotation of every pair of a head, one per token: float32 [batch, M, 1, head_dim / 2]."""
+class Rotations(NamedTuple):
+    """What turns the queries and keys of every layer, by their tokens' positions.
+
+    cos, sin: float32 [batch, M, head_dim / 2]. query_scale: float32 [batch, M], which grows a
+        query beyond the original context and is exactly 1 within it.
+    """
 
     cos: Tensor
     sin: Tensor
+    query_scale: Tensor
 
-    def apply(self, x: Tensor) -> Tensor:
-        """Rotate [batch, M, heads, head_dim]; pair j is elements j and j + head_dim / 2."""
-        first, second = x.float().chunk(2, -1)
-        rotated = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
-        return torch.cat(rotated, -1).to(x.dtype)
+    def apply(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotate q and k [batch, M, heads, head_dim] in plain torch, as `rope_kv_write` does."""
+        cos, sin = self.cos[:, :, None], self.sin[:, :, None]
+        scale = self.query_scale[:, :, None, None]
+        return _rotate(q, cos * scale, sin * scale), _rotate(k, cos, sin)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.float().chunk(2, -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
 
 
 class Rotary(nn.Module):
@@ -87,16 +106,12 @@ class Rotary(nn.Module):
         growth = 0.1 * math.log(rope.factor)
         self.magnitude = (1 + rope.mscale * growth) / (1 + rope.mscale_all_dim * growth)
 
-    def forward(self, positions: Tensor) -> tuple[Rotation, Rotation]:
-        """Rotations for queries and for keys at integer `positions` [batch, M].
-
-        The query's holds its scale too, which is exactly 1 within the original context.
-        """
-        angle = positions[:, :, None, None].float() * self.frequencies
-        cos, sin = angle.cos() * self.magnitude, angle.sin() * self.magnitude
+    def forward(self, positions: Tensor) -> Rotations:
+        """Rotations at integer `positions` [batch, M]."""
+        angle = positions[:, :, None].float() * self.frequencies
         contexts = (positions // self.original_context).float()
-        query_scale = (1 + self.query_growth * contexts.log1p())[:, :, None, None]
-        return Rotation(cos * query_scale, sin * query_scale), Rotation(cos, sin)
+        query_scale = 1 + self.query_growth * contexts.log1p()
+        return Rotations(angle.cos() * self.magnitude, angle.sin() * self.magnitude, query_scale)
 
 
 class RMSNorm(nn.Module):
@@ -107,12 +122,22 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # sums in float32
+    def forward(
+        self, x: Tensor, update: Tensor | PartialSums | None, numerics: str
+    ) -> tuple[Tensor, Tensor]:
+        """(x + update, its norm); without an update x itself."""
+        if numerics != "autograd":
+            return residual_norm(x, update, self.weight, self.eps)
+        if update is not None:
+            x = x + update
+        return x, F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class Linear(nn.Module):
-    """A matrix product without bias: `dlm_kernels.linear`, or torch's with gradients."""
+    """A matrix product without bias: of `dlm_kernels`, or torch's with gradients.
+
+    quantized: takes the place of `weight` once the model is quantised.
+    """
 
     def __init__(
         self, in_features: int, out_features: int, *, device: Device, dtype: torch.dtype
@@ -120,36 +145,84 @@ class Linear(nn.Module):
         super().__init__()
         weight = torch.empty(out_features, in_features, device=device, dtype=dtype)
         self.weight = nn.Parameter(weight, requires_grad=False)
+        self.quantized: QuantizedWeight | None = None
 
     def forward(self, x: Tensor, numerics: str) -> Tensor:
         if numerics == "autograd":  # which dlm_kernels has no gradients for
             return F.linear(x, self.weight)
-        return linear(x, self.weight, numerics=numerics)
+        return linear(x, self.quantized or self.weight, numerics=numerics)
+
+    def in_parts(self, x: Tensor, numerics: str) -> Tensor | PartialSums:
+        """The product as the op behind it takes it: in parts, or whole if it has gradients."""
+        if numerics == "autograd":
+            return self(x, numerics)
+        return linear_partials(x, self.quantized or self.weight, numerics=numerics)
+
+
+class MergedLinear:
+    """Layers of one input as one product, their outputs one behind the other.
+
+    Their weights are laid one behind the other too, so that the whole is a view of them. It is no
+    module: the layers are those of the checkpoint.
+    """
+
+    def __init__(self, layers: Sequence[Linear]) -> None:
+        self.layers = layers
+        self.quantized: QuantizedWeight | None = None
+        weights = [layer.weight for layer in layers]
+        storage = weights[0].new_empty((sum(map(len, weights)), weights[0].shape[1]))
+        for layer, part in zip(layers, storage.split([len(w) for w in weights]), strict=True):
+            layer.weight = nn.Parameter(part, requires_grad=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """[the layers' out_features, in_features]: a view, or a copy if the layers were moved."""
+        weights = [layer.weight.detach() for layer in self.layers]
+        at = weights[0].data_ptr()
+        for weight in weights:
+            if weight.data_ptr() != at or weight.is_meta:
+                return torch.cat(weights)
+            at += weight.numel() * weight.element_size()
+        size = (sum(map(len, weights)), weights[0].shape[1])
+        return weights[0].as_strided(size, (size[1], 1))
+
+    def in_parts(self, x: Tensor, numerics: str) -> Tensor | PartialSums:
+        """The product; see `Linear.in_parts`."""
+        if numerics == "autograd":
+            return torch.cat([layer(x, numerics) for layer in self.layers], -1)
+        return linear_partials(x, self.quantized or self.weight, numerics=numerics)
 
 
 class CachedAttention(NamedTuple):
     """Attention of a block over the context in a cache and over itself."""
 
     cache: KVCache | PagedKVCache
-    positions: Tensor  # int64 [batch, M]
+    rotations: Rotations
     causal: bool
     draft_groups: tuple[int, int] | None
-    kept: Tensor | None  # int64: with draft groups, the rows that go into the cache
     numerics: str
     error: Tensor | None
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(self, layer: int, qkv: Tensor | PartialSums) -> Tensor:
         cache = self.cache
-        if self.draft_groups is not None:
-            kept = self.kept
-            cache.write(layer, self.positions[:, kept], k[:, kept], v[:, kept])
-        elif self.causal:
-            cache.write(layer, self.positions, k, v)
-            k = v = None
+        keys, values = cache.keys[layer], cache.values[layer]
+        scales = {"k_scale": cache.key_scales[layer], "v_scale": cache.value_scales[layer]}
+        written = {}
+        if self.causal:
+            written = {
+                "k_cache": keys,
+                "v_cache": values,
+                "context_lens": cache.lengths,
+                "block_table": cache.block_table,
+                "draft_groups": self.draft_groups,
+                "error": self.error,
+                **scales,
+            }
+        q, k, v = rope_kv_write(qkv, *self.rotations, kv_heads=keys.shape[2], **written)
         return block_attention(
             q,
-            cache.keys[layer],
-            cache.values[layer],
+            keys,
+            values,
             cache.lengths,
             k,
             v,
@@ -158,19 +231,18 @@ class CachedAttention(NamedTuple):
             numerics=self.numerics,
             max_context=cache.max_length,
             error=self.error,
+            **scales,
         )
 
 
 class LayerInputs(NamedTuple):
     """What every layer of one forward takes beside the hidden states.
 
-    attend: (layer, q, k, v) to the attention's output, all [batch, M, heads, head_dim], q and k
-        rotated.
+    attend: (layer, qkv) to the attention's output [batch, M, heads, head_dim]; qkv [batch, M,
+        (query heads + 2 kv heads) * head_dim] are queries, keys and values, not yet rotated.
     """
 
-    query_rotation: Rotation
-    key_rotation: Rotation
-    attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]
+    attend: Callable[[int, Tensor | PartialSums], Tensor]
     numerics: str
     lora: bool
 
@@ -181,20 +253,19 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, linear: Factory) -> None:
         super().__init__()
         self.layer = layer
-        self.head_dim = config.head_dim
         query_size = config.num_attention_heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
         self.q_proj = linear(config.hidden_size, query_size)
         self.k_proj = linear(config.hidden_size, kv_size)
         self.v_proj = linear(config.hidden_size, kv_size)
+        self.qkv = MergedLinear((self.q_proj, self.k_proj, self.v_proj))
         self.o_proj = linear(query_size, config.hidden_size)
         self.draft_o_proj: Linear | None = None
 
-    def forward(self, x: Tensor, inputs: LayerInputs) -> Tensor:
-        q, k, v = self.project(x, inputs.numerics)
-        q, k = inputs.query_rotation.apply(q), inputs.key_rotation.apply(k)
+    def forward(self, x: Tensor, inputs: LayerInputs) -> Tensor | PartialSums:
+        attended = inputs.attend(self.layer, self.qkv.in_parts(x, inputs.numerics))
         o_proj = self.draft_o_proj if inputs.lora else self.o_proj
-        return o_proj(inputs.attend(self.layer, q, k, v).flatten(-2), inputs.numerics)
+        return o_proj.in_parts(attended.flatten(-2), inputs.numerics)
 
     def add_draft_update(self, update: Tensor) -> None:
         """Make the projection of draft forwards: o_proj + update [hidden, query_size]."""
@@ -203,28 +274,21 @@ class Attention(nn.Module):
         self.draft_o_proj = Linear(*merged.T.shape, device="meta", dtype=merged.dtype)
         self.draft_o_proj.weight = nn.Parameter(merged, requires_grad=False)
 
-    def project(self, x: Tensor, numerics: str) -> list[Tensor]:
-        """Queries, keys and values [batch, M, heads, head_dim], not yet rotated."""
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        return [proj(x, numerics).unflatten(-1, (-1, self.head_dim)) for proj in projections]
-
 
 class GatedMLP(nn.Module):
     def __init__(self, config: ModelConfig, linear: Factory) -> None:
         super().__init__()
         self.gate_proj = linear(config.hidden_size, config.intermediate_size)
         self.up_proj = linear(config.hidden_size, config.intermediate_size)
+        self.gate_up = MergedLinear((self.gate_proj, self.up_proj))
         self.down_proj = linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, x: Tensor, numerics: str) -> Tensor:
-        gate, up = self.gate_proj(x, numerics), self.up_proj(x, numerics)
-        if numerics == "invariant" and gate.device.type == "cpu":
-            # F.silu gives the elements behind the last whole vector other bits; exp does not.
-            gate = gate.float()
-            gate = (gate / (1 + torch.exp(-gate))).to(x.dtype)
+    def forward(self, x: Tensor, numerics: str) -> Tensor | PartialSums:
+        if numerics == "autograd":
+            gated = F.silu(self.gate_proj(x, numerics)) * self.up_proj(x, numerics)
         else:
-            gate = F.silu(gate)
-        return self.down_proj(gate * up, numerics)
+            gated = gated_silu(self.gate_up.in_parts(x, numerics))
+        return self.down_proj.in_parts(gated, numerics)
 
 
 class Layer(nn.Module):
@@ -237,9 +301,14 @@ class Layer(nn.Module):
         self.post_attention_layernorm = norm(config.hidden_size)
         self.mlp = GatedMLP(config, linear)
 
-    def forward(self, x: Tensor, inputs: LayerInputs) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), inputs)
-        return x + self.mlp(self.post_attention_layernorm(x), inputs.numerics)
+    def forward(
+        self, x: Tensor, update: Tensor | PartialSums | None, inputs: LayerInputs
+    ) -> tuple[Tensor, Tensor | PartialSums]:
+        """The residual stream, and what is still to be added to it: the next norm does both."""
+        x, normed = self.input_layernorm(x, update, inputs.numerics)
+        update = self.self_attn(normed, inputs)
+        x, normed = self.post_attention_layernorm(x, update, inputs.numerics)
+        return x, self.mlp(normed, inputs.numerics)
 
 
 class Encoder(nn.Module):
@@ -256,10 +325,10 @@ class Encoder(nn.Module):
         self.norm = norm(config.hidden_size)
 
     def forward(self, tokens: Tensor, inputs: LayerInputs) -> Tensor:
-        x = self.embed_tokens(tokens)
+        x, update = self.embed_tokens(tokens), None
         for layer in self.layers:
-            x = layer(x, inputs)
-        return self.norm(x)
+            x, update = layer(x, update, inputs)
+        return self.norm(x, update, inputs.numerics)[1]
 
 
 class Model(nn.Module):
@@ -337,23 +406,25 @@ class Model(nn.Module):
         block = tokens.shape[1]
         longest = MAX_BLOCK if draft_groups is None else MAX_DRAFT_ROWS
         check_int("M, the length of tokens,", block, 1, longest)
-        if cache.dtype != self.dtype:
-            raise TypeError(f"cache holds {cache.dtype}; it must hold {self.dtype}, as the model")
+        if cache.dtype not in (self.dtype, torch.float8_e4m3fn):
+            raise TypeError(
+                f"cache holds {cache.dtype}; it must hold {self.dtype}, as the model, or"
+                " float8_e4m3fn"
+            )
         if lora and not self.has_draft_lora:
             raise ValueError("lora is True; the model's checkpoint held no draft LoRA")
-        row = torch.arange(block, device=tokens.device)
-        kept = None
+        row, written = torch.arange(block, device=tokens.device), block
         if draft_groups is not None:
             if not causal:
                 raise ValueError(f"draft_groups is {draft_groups}; it needs causal=True")
-            row, kept = _grouped_rows(row, *draft_groups)
+            n, length = draft_groups
+            row, written = _grouped_rows(row, n, length), block - n * (length - 1)
         if causal:
-            cache.check_room(block if kept is None else len(kept))
+            cache.check_room(written)
         ids = self._in_vocabulary(tokens, error)
-        positions = cache.lengths[:, None].long() + row
-        rotations = self.rotary(positions)
-        attend = CachedAttention(cache, positions, causal, draft_groups, kept, numerics, error)
-        return self.encoder(ids, LayerInputs(*rotations, attend, numerics, lora))
+        rotations = self.rotary(cache.lengths[:, None].long() + row)
+        attend = CachedAttention(cache, rotations, causal, draft_groups, numerics, error)
+        return self.encoder(ids, LayerInputs(attend, numerics, lora))
 
     def _in_vocabulary(self, tokens: Tensor, error: Tensor | None) -> Tensor:
         vocab = self.config.vocab_size
@@ -369,14 +440,8 @@ class Model(nn.Module):
         return self.diffusion_head(hidden, numerics)
 
 
-def _grouped_rows(row: Tensor, n: int, length: int) -> tuple[Tensor, Tensor]:
-    """Of a block that ends in `n` draft groups of `length` rows, int64 on row's device:
-
-    each row's place behind the context [M], and which rows are kept in the cache: all but masks.
-    """
+def _grouped_rows(row: Tensor, n: int, length: int) -> Tensor:
+    """Each row's place behind the context [M], in a block that ends in `n` groups of `length`."""
     lead = len(row) - n * length
     in_groups = (row - lead).clamp(min=0)
-    slot = in_groups % length
-    place = torch.where(row < lead, row, lead + in_groups // length + slot)
-    kept = torch.cat([row[:lead], row[lead::length]])
-    return place, kept
+    return torch.where(row < lead, row, lead + in_groups // length + in_groups % length)

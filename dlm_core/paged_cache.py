@@ -14,6 +14,7 @@ from torch import Tensor
 from dlm_kernels.validate import check_int
 
 from .config import ModelConfig
+from .kv_scales import KVScales, scales_of_cache
 
 
 class OutOfPages(RuntimeError):
@@ -25,6 +26,7 @@ class PagePool:
 
     keys, values: per layer a tensor [pages, page_size, kv_heads, head_dim]; what a page holds has
         no meaning until it is written.
+    key_scales, value_scales: as those of a `KVCache`.
     """
 
     def __init__(
@@ -35,11 +37,14 @@ class PagePool:
         *,
         device: torch.device | str,
         dtype: torch.dtype,
+        scales: KVScales | None = None,
     ) -> None:
+        """scales: of a cache in float8_e4m3fn; default 1."""
         check_int("pages", pages, 1, 2**31 - 1)
         check_int("page_size", page_size, 16, 65536)
         if page_size & (page_size - 1):
             raise ValueError(f"page_size is {page_size}; it must be a power of two")
+        self.key_scales, self.value_scales = scales_of_cache(scales, config, device, dtype)
         shape = (pages, page_size, config.num_key_value_heads, config.head_dim)
         try:
             self.keys, self.values = (
@@ -244,6 +249,7 @@ class PagedKVCache:
 
     def _see(self, pool: PagePool, block_table: Tensor, lengths: Tensor, max_length: int) -> None:
         self.keys, self.values, self.dtype = pool.keys, pool.values, pool.dtype
+        self.key_scales, self.value_scales = pool.key_scales, pool.value_scales
         self.page_size = pool.page_size
         self.block_table, self.lengths, self.max_length = block_table, lengths, max_length
 
@@ -264,14 +270,6 @@ class PagedKVCache:
                     f"{tokens} tokens do not fit behind a context of {context.length}, which has"
                     f" room for {room}"
                 )
-
-    def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store keys and values [batch, M, kv_heads, head_dim] at int64 `positions` [batch, M]."""
-        positions = positions.clamp(0, self.capacity - 1)
-        page = self.block_table.gather(1, positions // self.page_size).long()
-        slot = positions % self.page_size
-        self.keys[layer][page, slot] = keys
-        self.values[layer][page, slot] = values
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` more, which a causal forward has written, as context of every request."""

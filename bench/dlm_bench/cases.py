@@ -12,15 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlm_core import PRESETS
+from dlm_core import PRESETS, ModelConfig
 from dlm_kernels import (
     BlockState,
+    Confidence,
     Cost,
     Rule,
     block_attention,
     block_attention_cost,
     confidence,
     confidence_cost,
+    lm_head_confidence,
+    lm_head_confidence_cost,
     remask_scatter,
     remask_scatter_cost,
 )
@@ -29,7 +32,9 @@ from .peers import (
     Runner,
     attention_peers,
     confidence_peers,
+    lm_head_peers,
     loop_over_requests,
+    softmax_gather,
     softmax_top2_entropy,
     where_scatter,
 )
@@ -45,6 +50,7 @@ ATTENTION_GRID = {
     "cpu": [(1, 1024), (4, 1024), (1, 4096), (1, 0), (4, 0), (4, 4096)],
 }
 CONFIDENCE_GRID = {"cuda": [1, 8, 64, 2, 4, 16, 32], "cpu": [1, 4]}
+HEAD_FEATURES = {"cuda": CONFIG.hidden_size, "cpu": 512}
 REMASK_GRID = {"cuda": [1, 8, 64], "cpu": [1, 8, 64]}
 
 # Largest difference between our result and a peer's, as a share of the largest value.
@@ -87,15 +93,25 @@ def op_cases(device_kind: str, *, quick: bool = False) -> list[Case]:
     groups = [
         [confidence_case(batch, dtype) for batch in CONFIDENCE_GRID[device_kind]],
         [confidence_case(CONFIDENCE_GRID[device_kind][1], dtype, all_statistics=True)],
+        [
+            lm_head_case(batch, HEAD_FEATURES[device_kind], dtype)
+            for batch in CONFIDENCE_GRID[device_kind]
+        ],
         [remask_case(batch, dtype) for batch in REMASK_GRID[device_kind]],
         [attention_case(*shape, dtype) for shape in ATTENTION_GRID[device_kind]],
     ]
     return [case for group in groups for case in (group[:1] if quick else group)]
 
 
-def confidence_case(batch: int, dtype: torch.dtype, *, all_statistics: bool = False) -> Case:
+def confidence_case(
+    batch: int,
+    dtype: torch.dtype,
+    *,
+    all_statistics: bool = False,
+    config: ModelConfig = CONFIG,
+) -> Case:
     """Statistics of a step's logits; with `all_statistics` entropy and margin too."""
-    rows, vocab = batch * BLOCK, CONFIG.vocab_size
+    rows, vocab = batch * config.block_size, config.vocab_size
     extra = {"entropy": all_statistics, "margin": all_statistics}
 
     def build(device: torch.device) -> Workload:
@@ -119,7 +135,7 @@ def confidence_case(batch: int, dtype: torch.dtype, *, all_statistics: bool = Fa
 
     return Case(
         "confidence, all statistics" if all_statistics else "confidence",
-        {"batch": batch, "block": BLOCK, "vocab": vocab},
+        {"batch": batch, "block": config.block_size, "vocab": vocab},
         dtype,
         confidence_cost(rows, vocab, itemsize=dtype.itemsize, **extra),
         memory=rows * vocab * (dtype.itemsize + 4.0),  # logits are drawn in float32
@@ -127,13 +143,47 @@ def confidence_case(batch: int, dtype: torch.dtype, *, all_statistics: bool = Fa
     )
 
 
-def remask_case(batch: int, dtype: torch.dtype) -> Case:
-    """One step's choice on half-filled blocks. `dtype` only says which roof the row stands under:
-    ids are int32 and confidences float32."""
+def lm_head_case(
+    batch: int, features: int, dtype: torch.dtype, *, config: ModelConfig = CONFIG
+) -> Case:
+    """A step's hidden states to the statistics of their logits."""
+    rows, vocab = batch * config.block_size, config.vocab_size
 
     def build(device: torch.device) -> Workload:
-        mask_id, eos_id, shape = CONFIG.mask_token_id, CONFIG.eos_token_id, (batch, BLOCK)
-        tokens = torch.randint(200, CONFIG.vocab_size, shape, dtype=torch.int32, device=device)
+        hidden = torch.randn(rows, features, device=device, dtype=dtype)
+        head = torch.randn(vocab, features, device=device, dtype=dtype)
+        # Logits so small that their rounding moves no probability by more than 1%.
+        head *= 0.25 * features**-0.5
+
+        def run(numerics: str = "invariant") -> Confidence:
+            return lm_head_confidence(hidden, head, numerics=numerics)
+
+        def view(result: Any) -> tuple[Tensor, ...]:
+            # The product alone has no statistics yet; as for ids, see `confidence_case`.
+            token, probability = softmax_gather(result) if torch.is_tensor(result) else result[:2]
+            return (hidden * head[token.long()]).sum(-1, dtype=torch.float32), probability
+
+        fast = {"ours, fast numerics": lambda: run("fast")}
+        return Workload(run, fast | lm_head_peers(hidden, head), view)
+
+    return Case(
+        "lm_head_confidence",
+        {"batch": batch, "block": config.block_size, "features": features, "vocab": vocab},
+        dtype,
+        lm_head_confidence_cost(rows, features, vocab, itemsize=dtype.itemsize),
+        memory=dtype.itemsize * float(features) * (rows + vocab),
+        build=build,
+    )
+
+
+def remask_case(batch: int, dtype: torch.dtype, *, config: ModelConfig = CONFIG) -> Case:
+    """One step's choice on half-filled blocks. `dtype` only says which roof the row stands under:
+    ids are int32 and confidences float32."""
+    block = config.block_size
+
+    def build(device: torch.device) -> Workload:
+        mask_id, eos_id, shape = config.mask_token_id, config.eos_token_id, (batch, block)
+        tokens = torch.randint(200, config.vocab_size, shape, dtype=torch.int32, device=device)
         candidate = tokens.flip(1).contiguous()
         tokens[torch.rand(shape, device=device) < 0.5] = mask_id
         surety = torch.rand(shape, device=device)
@@ -155,24 +205,26 @@ def remask_case(batch: int, dtype: torch.dtype) -> Case:
 
     return Case(
         "remask_scatter",
-        {"batch": batch, "block": BLOCK},
+        {"batch": batch, "block": block},
         dtype,
-        remask_scatter_cost(batch, BLOCK),
-        memory=batch * BLOCK * 100.0,
+        remask_scatter_cost(batch, block),
+        memory=batch * block * 100.0,
         build=build,
     )
 
 
-def attention_case(batch: int, context: int, dtype: torch.dtype) -> Case:
+def attention_case(
+    batch: int, context: int, dtype: torch.dtype, *, config: ModelConfig = CONFIG
+) -> Case:
     """A block over its context and itself, bidirectional, as one layer of a denoising step."""
-    query_heads, kv_heads = CONFIG.num_attention_heads, CONFIG.num_key_value_heads
-    head_dim = CONFIG.head_dim
+    query_heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_dim, block = config.head_dim, config.block_size
 
     def build(device: torch.device) -> Workload:
         def random(tokens: int, heads: int) -> Tensor:
             return torch.randn(batch, tokens, heads, head_dim, device=device, dtype=dtype)
 
-        q, k, v = random(BLOCK, query_heads), random(BLOCK, kv_heads), random(BLOCK, kv_heads)
+        q, k, v = random(block, query_heads), random(block, kv_heads), random(block, kv_heads)
         k_cache, v_cache = random(context, kv_heads), random(context, kv_heads)
         lengths = torch.full((batch,), context, dtype=torch.int32, device=device)
 
@@ -185,13 +237,13 @@ def attention_case(batch: int, context: int, dtype: torch.dtype) -> Case:
             view=lambda out: (out,),
         )
 
-    keys, queries = batch * (context + BLOCK), batch * BLOCK
+    keys, queries = batch * (context + block), batch * block
     return Case(
         "block_attention",
-        {"batch": batch, "block": BLOCK, "context": context},
+        {"batch": batch, "block": block, "context": context},
         dtype,
         block_attention_cost(
-            batch, BLOCK, context, query_heads, kv_heads, head_dim, itemsize=dtype.itemsize
+            batch, block, context, query_heads, kv_heads, head_dim, itemsize=dtype.itemsize
         ),
         memory=dtype.itemsize * 2.0 * head_dim * (keys * kv_heads + queries * query_heads),
         build=build,

@@ -15,6 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
 from dlm_core import KVCache, Model
+from dlm_core.model import Layer, RMSNorm, Rotations
+from dlm_kernels import confidence
+
+from .attention_libraries import library_peers
 
 # A peer, or why it cannot run here.
 Runner = Callable[[], object] | str
@@ -57,6 +61,18 @@ def confidence_peers(logits: Tensor) -> dict[str, Runner]:
         if isinstance(compiled, str)
         else lambda: compiled(logits),
         "fp64 softmax, gather": lambda: softmax_gather_fp64(logits),
+    }
+
+
+def lm_head_peers(hidden: Tensor, head: Tensor) -> dict[str, Runner]:
+    """The product's logits in memory, and their statistics by our op and as SGLang takes them.
+
+    The product alone is what any of these costs at the least.
+    """
+    return {
+        "product alone": lambda: F.linear(hidden, head),
+        "product, confidence": lambda: confidence(F.linear(hidden, head)),
+        "product, softmax, gather": lambda: softmax_gather(F.linear(hidden, head)),
     }
 
 
@@ -129,7 +145,8 @@ def sdpa(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 def attention_peers(
     q: Tensor, k_context: Tensor, v_context: Tensor, k: Tensor, v: Tensor
 ) -> dict[str, Runner]:
-    """Every SDPA backend and FlexAttention, over keys laid together beforehand and within the run.
+    """Every SDPA backend and FlexAttention, over keys laid together beforehand and within the run;
+    libraries of attention kernels, over keys laid together.
 
     Engines keep the context in a cache and get the block's K/V from the projections, so without a
     kernel that reads both they concatenate in every layer of every step.
@@ -153,7 +170,7 @@ def attention_peers(
     peers["cat + FlexAttention"], peers["FlexAttention"] = (
         (flex, flex) if isinstance(flex, str) else with_and_without(flex)
     )
-    return peers
+    return peers | library_peers(q, joined)
 
 
 def _sdpa_by(backend: SDPBackend, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -180,6 +197,27 @@ def _compiled(fn: Callable, device: torch.device) -> Callable | str:
 # --- a whole denoising step
 
 
+def norm(module: RMSNorm, x: Tensor) -> Tensor:
+    """RMSNorm by torch's own kernel."""
+    return F.rms_norm(x, module.weight.shape, module.weight, module.eps)
+
+
+def plain_layer(
+    layer: Layer, x: Tensor, rotations: Rotations, keys: Tensor, values: Tensor
+) -> Tensor:
+    """A decoder layer over the context's keys and values, with merged weights as engines have."""
+    attention, mlp = layer.self_attn, layer.mlp
+    qkv = F.linear(norm(layer.input_layernorm, x), attention.qkv.weight)
+    heads, kv_heads = qkv.unflatten(-1, (-1, keys.shape[-1])), keys.shape[2]
+    q, k, v = heads.split([heads.shape[2] - 2 * kv_heads, kv_heads, kv_heads], 2)
+    q, k = rotations.apply(q, k)
+    attended = sdpa(q, torch.cat([keys, k], 1), torch.cat([values, v], 1))
+    x = x + F.linear(attended.flatten(-2), attention.o_proj.weight)
+    gate_up = F.linear(norm(layer.post_attention_layernorm, x), mlp.gate_up.weight)
+    gate, up = gate_up.chunk(2, -1)
+    return x + F.linear(F.silu(gate) * up, mlp.down_proj.weight)
+
+
 def plain_step(
     model: Model, cache: KVCache, context: int, tokens: Tensor, *, threshold: float
 ) -> tuple[Tensor, Tensor]:
@@ -189,15 +227,11 @@ def plain_step(
     and done [batch].
     """
     positions = cache.lengths[:, None].long() + torch.arange(tokens.shape[1], device=tokens.device)
-    query_rotation, key_rotation = model.rotary(positions)
+    rotations = model.rotary(positions)
     x = model.encoder.embed_tokens(tokens)
     for layer, keys, values in zip(model.encoder.layers, cache.keys, cache.values, strict=True):
-        q, k, v = layer.self_attn.project(layer.input_layernorm(x), "fast")
-        q, k = query_rotation.apply(q), key_rotation.apply(k)
-        keys, values = torch.cat([keys[:, :context], k], 1), torch.cat([values[:, :context], v], 1)
-        x = x + layer.self_attn.o_proj(sdpa(q, keys, values).flatten(-2), "fast")
-        x = x + layer.mlp(layer.post_attention_layernorm(x), "fast")
-    logits = model.logits(model.encoder.norm(x), "fast")
+        x = plain_layer(layer, x, rotations, keys[:, :context], values[:, :context])
+    logits = F.linear(norm(model.encoder.norm, x), model.diffusion_head.weight)
     candidate, confidence = softmax_gather(logits.flatten(0, 1))
     return where_scatter(
         tokens,

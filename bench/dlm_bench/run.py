@@ -25,12 +25,13 @@ from dlm_roofline.plots import draw
 from dlm_roofline.records import SCHEMA, Peer, Record, Row, Skipped, Timing, check_writable, save
 from dlm_roofline.step_cost import DECODING_STEP, DENOISING_STEP, step_cost, total
 
-from .cases import TOLERANCE, Case, Workload, difference, op_cases
+from .cases import TOLERANCE, Case, difference, op_cases
 from .machine import check_triton, clocks, commit, describe_device, versions
 from .peers import Runner
 from .steps import CONTEXT, HOST_MODEL, STEPS, StepBench
 from .tables import print_tables
 from .timing import Stopwatch
+from .tuning.run import BUDGET, tune
 
 # Seconds after which no further row is begun: of ops, so that steps get their share, and of all.
 OPS_UNTIL = {"cpu": 120, "cuda": 320}
@@ -75,7 +76,7 @@ class Bench:
                 if reason is None:
                     self._op(case)
             except FAULTS as error:
-                reason = _reason(error)
+                reason = reason_of(error)
             if reason:
                 self._skip(title, reason)
 
@@ -86,7 +87,7 @@ class Bench:
             try:
                 model = make()
             except FAULTS as error:
-                self._skip(f"steps of {name}", _reason(error))
+                self._skip(f"steps of {name}", reason_of(error))
                 continue
             self._steps_of(name, model)
             return
@@ -104,7 +105,7 @@ class Bench:
             try:
                 self._step(name, model, shape)
             except FAULTS as error:
-                self._skip(title, _reason(error))
+                self._skip(title, reason_of(error))
 
     def _op(self, case: Case) -> None:
         work = case.build(self.device)
@@ -112,35 +113,25 @@ class Bench:
         ours = tuple(tensor.clone() for tensor in work.view(work.run()))
         timing = self.stopwatch.time(work.run, reset=work.reset)
         peers = [
-            self._peer(name, runner, work, ours, TOLERANCE[case.dtype])
+            timed_peer(self.stopwatch.time, name, runner, work.view, ours, TOLERANCE[case.dtype])
             for name, runner in work.peers.items()
         ]
         dtype = str(case.dtype).removeprefix("torch.")
         cost = case.cost
         self._add(
-            Row("op", case.name, None, case.shape, dtype, cost.flops, cost.bytes, timing, peers)
+            Row(
+                "op",
+                case.name,
+                None,
+                case.shape,
+                dtype,
+                cost.flops,
+                cost.bytes,
+                timing,
+                peers,
+                cost.exps,
+            )
         )
-
-    def _peer(
-        self,
-        name: str,
-        runner: Runner,
-        work: Workload,
-        ours: tuple[torch.Tensor, ...],
-        tolerance: float,
-    ) -> Peer:
-        """Time a peer, once its result is known to be ours. Whatever stops it is reported."""
-        if isinstance(runner, str):
-            return Peer(name, None, runner)
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            try:
-                apart = difference(ours, work.view(runner()))
-                if not apart <= tolerance:
-                    return Peer(name, None, f"its result differs from ours by {apart:.1e}")
-                return Peer(name, self.stopwatch.time(runner), None)
-            except Exception as error:  # a peer may fail in any way; the bench goes on
-                return Peer(name, None, _reason(error, said))
 
     def _step(self, name: str, model: Model, shape: dict[str, int]) -> None:
         bench = StepBench(model, **shape)
@@ -227,6 +218,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, argv: list[str] | None) -> int:
     device = _device(arguments.device)
+    if arguments.tune:
+        return tune(device, arguments.budget)
     check_writable(arguments.out)
     if device.type == "cuda":
         check_triton(device)
@@ -293,7 +286,21 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), help="default: cuda where there is one"
     )
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--tune", action="store_true", help="search for the fastest launch table instead, keep it"
+    )
+    parser.add_argument(
+        "--budget", type=float, metavar="SECONDS", help=f"of --tune; default: {BUDGET}"
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.tune:
+        for name, given in (("FOLDER", arguments.folder), ("--quick", arguments.quick)):
+            if given:
+                parser.error(f"argument --tune: not allowed with {name}")
+        arguments.budget = BUDGET if arguments.budget is None else arguments.budget
+    elif arguments.budget is not None:
+        parser.error("argument --budget: needs --tune")
+    return arguments
 
 
 def _device(wanted: str | None) -> torch.device:
@@ -341,10 +348,32 @@ def _step_peer(name: str, time_it: Callable[[], Timing]) -> Peer:
     try:
         return Peer(name, time_it(), None)
     except FAULTS as error:
-        return Peer(name, None, _reason(error))
+        return Peer(name, None, reason_of(error))
 
 
-def _reason(error: Exception, said: Iterable[warnings.WarningMessage] = ()) -> str:
+def timed_peer(
+    clock: Callable[[Callable[[], object]], Timing],
+    name: str,
+    runner: Runner,
+    view: Callable[[object], tuple[torch.Tensor, ...]],
+    ours: tuple[torch.Tensor, ...],
+    tolerance: float,
+) -> Peer:
+    """Time a peer, once its result is known to be ours. Whatever stops it is reported."""
+    if isinstance(runner, str):
+        return Peer(name, None, runner)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            apart = difference(ours, view(runner()))
+            if not apart <= tolerance:
+                return Peer(name, None, f"its result differs from ours by {apart:.1e}")
+            return Peer(name, clock(runner), None)
+        except Exception as error:  # a peer may fail in any way; the bench goes on
+            return Peer(name, None, reason_of(error, said))
+
+
+def reason_of(error: Exception, said: Iterable[warnings.WarningMessage] = ()) -> str:
     """An error's first line, and what torch warned of before it, which is where SDPA says why."""
     lines = [str(error).strip().split("\n")[0] or type(error).__name__]
     lines += [str(warning.message).split(" (Triggered")[0].strip() for warning in said]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dlm_core import PRESETS, KVCache, Model
@@ -14,12 +15,20 @@ from dlm_core.decoding.denoise import Needs, denoise_step
 from dlm_core.decoding.prefill import extend
 from dlm_core.decoding.runner import Runner
 from dlm_core.decoding.sampling import Sampling, SamplingTable
-from dlm_core.model import CachedAttention
-from dlm_kernels import BlockState, Rule, RuleTable, confidence, raise_on_error, remask_scatter
+from dlm_kernels import (
+    BlockState,
+    Confidence,
+    Rule,
+    RuleTable,
+    block_attention,
+    raise_on_error,
+    remask_scatter,
+    rope_kv_write,
+)
 from dlm_roofline.step_cost import ATTENTION, EMBEDDING, HEAD, PROJECTIONS, REMASK
 
 from .cases import THRESHOLD, restore
-from .peers import plain_step, sdpa, softmax_gather, where_scatter
+from .peers import norm, plain_step, sdpa, softmax_gather, where_scatter
 
 # The published shape made small enough for 2 cores: 188 M parameters, the same vocabulary, block
 # and query heads a KV head.
@@ -95,49 +104,64 @@ class StepBench:
         """Raise if a step so far has set the error word."""
         raise_on_error(self.runner.error)
 
-    def stages(self) -> dict[str, tuple[Callable[[], object], Callable[[], object] | None]]:
+    def stages(self) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
         """Each stage by name, and its plain-torch peer, on inputs like those within a step."""
         model, cache, state = self.model, self.cache, self.state
         encoder, attentions = model.encoder, [layer.self_attn for layer in model.encoder.layers]
         positions = cache.lengths[:, None].long() + torch.arange(self.block, device=model.device)
-        rotations = model.rotary(positions)
         error = self.runner.error
-        attend = CachedAttention(cache, positions, False, None, None, "invariant", error)
-        x = encoder.norm(torch.randn_like(encoder.embed_tokens(state.tokens)))
-        q, k, v = attentions[0].project(x, "invariant")
-        q, k = rotations[0].apply(q), rotations[1].apply(k)
-        attended = attend(0, q, k, v).flatten(-2)
+        ours, kv_heads = "invariant", model.config.num_key_value_heads
+        x = norm(encoder.norm, torch.randn_like(encoder.embed_tokens(state.tokens)))
+        qkv = attentions[0].qkv.in_parts(x, ours)
+        q, k, v = rope_kv_write(qkv, *model.rotary(positions), kv_heads=kv_heads)
+        attended = torch.randn_like(q).flatten(-2)
+        of_attention = attentions[0].o_proj.in_parts(attended, ours)
+        of_mlp = encoder.layers[0].mlp(x, ours)
+        whole_update = of_mlp.total()
 
         def embedding_and_norms() -> Tensor:
-            hidden = encoder.embed_tokens(state.tokens)
-            query_rotation, key_rotation = model.rotary(positions)
+            hidden, update = encoder.embed_tokens(state.tokens), None
+            rotations = model.rotary(positions)
             for layer in encoder.layers:
-                layer.input_layernorm(hidden)
-                query_rotation.apply(q)
-                key_rotation.apply(k)
-                hidden = hidden + x
-                layer.post_attention_layernorm(hidden)
-                hidden = hidden + x
-            return encoder.norm(hidden)
+                hidden, _ = layer.input_layernorm(hidden, update, ours)
+                rope_kv_write(qkv, *rotations, kv_heads=kv_heads)
+                hidden, _ = layer.post_attention_layernorm(hidden, of_attention, ours)
+                update = of_mlp
+            return encoder.norm(hidden, update, ours)[1]
 
-        def projections_and_mlp(numerics: str = "invariant") -> None:
+        def peer_embedding_and_norms() -> Tensor:
+            hidden = encoder.embed_tokens(state.tokens)
+            rotations = model.rotary(positions)
             for layer in encoder.layers:
-                layer.self_attn.project(x, numerics)
-                layer.self_attn.o_proj(attended, numerics)
-                layer.mlp(x, numerics)
+                norm(layer.input_layernorm, hidden)
+                rotations.apply(q, k)
+                hidden = hidden + whole_update
+                norm(layer.post_attention_layernorm, hidden)
+                hidden = hidden + whole_update
+            return norm(encoder.norm, hidden)
+
+        def projections_and_mlp() -> None:
+            for layer in encoder.layers:
+                layer.self_attn.qkv.in_parts(x, ours)
+                layer.self_attn.o_proj.in_parts(attended, ours)
+                layer.mlp(x, ours)
+
+        def peer_projections_and_mlp() -> None:
+            for layer in encoder.layers:
+                F.linear(x, layer.self_attn.qkv.weight)
+                F.linear(attended, layer.self_attn.o_proj.weight)
+                gate, up = F.linear(x, layer.mlp.gate_up.weight).chunk(2, -1)
+                F.linear(F.silu(gate) * up, layer.mlp.down_proj.weight)
 
         def attention() -> None:
-            for layer in range(len(attentions)):
-                attend(layer, q, k, v)
+            for keys, values in zip(cache.keys, cache.values, strict=True):
+                block_attention(
+                    q, keys, values, cache.lengths, k, v, max_context=cache.max_length, error=error
+                )
 
-        def head_and_confidence() -> tuple[Tensor, ...]:
-            return confidence(
-                model.logits(x).flatten(0, 1),
-                tokens=self._start[0].flatten(),
-                mask_id=model.config.mask_token_id,
-                banned=self.runner.banned,
-                error=error,
-            )
+        def head_and_confidence() -> Confidence:
+            mask_id = model.config.mask_token_id
+            return self.runner.statistics(x, tokens=self._start[0].flatten(), mask_id=mask_id)
 
         chosen = head_and_confidence()
         rule = Rule(threshold=THRESHOLD)
@@ -169,14 +193,13 @@ class StepBench:
                 threshold=THRESHOLD,
             )
 
-        # Ours, and the same in plain torch where that is not what ours runs anyway.
         return {
-            EMBEDDING: (embedding_and_norms, None),
-            PROJECTIONS: (projections_and_mlp, lambda: projections_and_mlp("fast")),
+            EMBEDDING: (embedding_and_norms, peer_embedding_and_norms),
+            PROJECTIONS: (projections_and_mlp, peer_projections_and_mlp),
             ATTENTION: (attention, peer_attention),
             HEAD: (
                 head_and_confidence,
-                lambda: softmax_gather(model.logits(x, "fast").flatten(0, 1)),
+                lambda: softmax_gather(F.linear(x, model.diffusion_head.weight).flatten(0, 1)),
             ),
             REMASK: (remask, peer_remask),
         }

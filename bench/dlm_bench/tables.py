@@ -24,8 +24,11 @@ READING = (
 )
 
 # Columns of words, and of those the ones that wrap; all others are numbers.
-_WORDS = ("shape", "stage", "ceiling", "what", "setting", "task", "passages", "perplexity")
-_WRAPPED = ("why", "mistake")
+_WORDS = (
+    *("shape", "stage", "ceiling", "what", "row", "setting", "task", "passages", "perplexity"),
+    "holds",
+)
+_WRAPPED = ("why", "mistake", "target", "ratio")
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,9 @@ def _ceilings(record: Record) -> Table:
         rows.append(
             _ceiling_row(f"matrix product, {dtype}", *_compute_unit(record), ceiling, vendor)
         )
+    if measured.exps:
+        vendor = sheet.exps if sheet else None
+        rows.append(_ceiling_row("exponentials", "G/s", 1e9, measured.exps, vendor))
     ridges = [f"{dtype} {record.roof(dtype).ridge:.1f}" for dtype in measured.matmul]
     notes = [f"Ridge, FLOP/byte: {', '.join(ridges)}."]
     if sheet:

@@ -49,7 +49,11 @@ class Stopwatch:
         torch.cuda.current_stream(self.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         reset()
-        with torch.cuda.graph(graph):
+        # A capture that fails leaves its own stream current; the outer block puts ours back.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream(self.device)),
+            torch.cuda.graph(graph),
+        ):
             fn()
         return self._time(graph.replay, reset, graph=True)
 

@@ -7,7 +7,9 @@ from contextlib import nullcontext
 import torch
 
 from dlm_kernels.backend import backend_for, contents_checked
+from dlm_kernels.block_attention import CACHE_DTYPE
 
+from ..kv_scales import KVScales
 from ..model import Model
 from ..paged_cache import Context, OutOfPages, PagePool
 from .new_request import checked_numerics, infill_request, new_request, refine_request
@@ -38,17 +40,22 @@ class Batch:
         pages: int,
         page_size: int = 64,
         numerics: str = "invariant",
+        kv_scales: KVScales | None = None,
         graphs: bool | None = None,
     ) -> None:
         """A pool of `pages` pages of `page_size` tokens, a power of two from 16.
 
+        kv_scales: keep keys and values in float8, over these scales; see `calibrated_kv_scales`.
         graphs: capture each kind and shape of forward once and replay it; by default on CUDA with
             Triton kernels and without DLM_CHECK=1, which reads the device.
         MemoryError if the model's device has no memory for the pool.
         """
         checked_numerics(numerics)
         self._device = model.device
-        self.pool = PagePool(model.config, pages, page_size, device=model.device, dtype=model.dtype)
+        dtype = model.dtype if kv_scales is None else CACHE_DTYPE
+        self.pool = PagePool(
+            model.config, pages, page_size, device=model.device, dtype=dtype, scales=kv_scales
+        )
         if graphs is None:
             on_triton = backend_for(self.pool.keys[0]) == "triton"
             graphs = model.device.type == "cuda" and on_triton and not contents_checked()

@@ -72,8 +72,10 @@ def denoise_step(
     config = runner.model.config
     if needs.eos == "banned":
         runner = runner.banning_eos()
-    logits = runner.logits(runner.hidden(state.tokens, cache, causal=False))
-    candidate, sureness = _candidates(runner, logits, cache, state, needs, table)
+    hidden = runner.hidden(state.tokens, cache, causal=False)
+    # Whole rows of logits are looked at to draw from them, or at the tokens that stand.
+    logits = None if needs.greedy and not needs.remasks else runner.logits(hidden)
+    candidate, sureness = _candidates(runner, hidden, logits, cache, state, needs, table)
     token_probability = noise = None
     if needs.remasks:
         token_probability = _standing_probability(logits, state.tokens, needs.logit_shift)
@@ -103,20 +105,24 @@ def _standing_probability(logits: Tensor, tokens: Tensor, shift: int) -> Tensor:
 
 def _candidates(
     runner: Runner,
-    logits: Tensor,
+    hidden: Tensor,
+    logits: Tensor | None,
     cache: KVCache | PagedKVCache,
     state: BlockState,
     needs: Needs,
     table: SamplingTable,
 ) -> tuple[Tensor, Tensor]:
-    """What each position would take and how sure it is: int32 and float32 [batch, M]."""
+    """What each position would take and how sure it is: int32 and float32 [batch, M].
+
+    logits: of the hidden states; None if the statistics alone are needed.
+    """
     mask_id = runner.model.config.mask_token_id
     # Under a shift the logits at i - 1 speak of position i. What the last ones say lands on
     # position 0, which is seeded.
     shift = needs.logit_shift
     asked = {}
     if not needs.reads_all:
-        asked = {"tokens": state.tokens.roll(-shift, 1).flatten(), "mask_id": mask_id}
+        asked = {"tokens": _rolled(state.tokens, -shift).flatten(), "mask_id": mask_id}
     wanted = {"entropy": needs.confidence == "entropy", "margin": needs.confidence == "margin"}
 
     def statistics(of: Tensor) -> Confidence:
@@ -125,7 +131,10 @@ def _candidates(
         )
 
     if needs.greedy:
-        stats = statistics(logits)
+        if logits is None:
+            stats = runner.statistics(hidden, **asked, **wanted)
+        else:
+            stats = statistics(logits)
         token, probability = stats.token, stats.probability
     else:
         log_probs = runner.distribution(logits, table)
@@ -144,4 +153,9 @@ def _candidates(
         "random": probability,  # remask_scatter draws its own
     }[needs.confidence]
     shape = state.tokens.shape
-    return token.view(shape).roll(shift, 1), sureness.view(shape).roll(shift, 1)
+    return _rolled(token.view(shape), shift), _rolled(sureness.view(shape), shift)
+
+
+def _rolled(x: Tensor, places: int) -> Tensor:
+    """x [batch, M] with each row turned, at no cost if it is by no places."""
+    return x.roll(places, 1) if places else x

@@ -25,8 +25,7 @@ def extend(
     hidden = runner.hidden(tokens, cache, causal=True)
     cache.advance(tokens.shape[1])
     position = cache.lengths[:, None].long()
-    logits = runner.logits(hidden[:, -1:])
-    return runner.choose(logits, table, position, torch.zeros_like(position))[:, 0]
+    return runner.choose(hidden[:, -1:], table, position, torch.zeros_like(position))[:, 0]
 
 
 def extend_work(

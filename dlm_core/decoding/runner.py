@@ -9,7 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dlm_kernels import DeviceError, confidence, new_error_word, raise_on_error
+from dlm_kernels import (
+    Confidence,
+    DeviceError,
+    lm_head_confidence,
+    new_error_word,
+    raise_on_error,
+)
 from dlm_kernels.error_word import NAN_LOGITS, set_where
 
 from ..cache import KVCache
@@ -81,20 +87,33 @@ class Runner:
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.logits(hidden, self.numerics)
 
+    def statistics(self, hidden: Tensor, **asked) -> Confidence:
+        """`confidence` of the logits of hidden states [batch, M, hidden_size], a row a token.
+
+        The logits never lie in memory all at once. asked: arguments of `lm_head_confidence`.
+        """
+        head = self.model.diffusion_head.weight
+        return lm_head_confidence(
+            hidden.flatten(0, 1),
+            head,
+            banned=self.banned,
+            numerics=self.numerics,
+            error=self.error,
+            **asked,
+        )
+
     def choose(
-        self, logits: Tensor, table: SamplingTable | None, position: Tensor, step: Tensor
+        self, hidden: Tensor, table: SamplingTable | None, position: Tensor, step: Tensor
     ) -> Tensor:
-        """A token for each row of logits [batch, M, vocab]: int32 [batch, M], -1 where none is.
+        """A token by each hidden state [batch, M, hidden_size]: int32 [batch, M], -1 for none.
 
         Greedy without a table; else drawn with each request's settings and the noise of (seed,
         position, step), int64 [batch, M].
         """
         if table is None:
-            rows = logits.flatten(0, 1)
-            return confidence(rows, banned=self.banned, error=self.error).token.view(
-                logits.shape[:2]
-            )
-        return sampling.draw(self.distribution(logits, table), table, position, step)
+            return self.statistics(hidden).token.view(hidden.shape[:2])
+        log_probs = self.distribution(self.logits(hidden), table)
+        return sampling.draw(log_probs, table, position, step)
 
     def distribution(self, logits: Tensor, table: SamplingTable) -> Tensor:
         """Log-probabilities [batch, M, vocab] that each request samples from."""

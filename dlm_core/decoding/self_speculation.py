@@ -73,7 +73,7 @@ def _linear_work(
     drafts = _draft(runner, hidden[:, 1:], settings, position, step)
     block[:, 1:] = drafts.tokens
     hidden = runner.hidden(block, cache, causal=True)
-    verdict = _verify(runner, drafts, runner.logits(hidden), settings, position, step)
+    verdict = _verify(runner, drafts, hidden, settings, position, step)
     return torch.cat([verdict.n_right[:, None], verdict.choices], 1), verdict.choices
 
 
@@ -120,8 +120,8 @@ def _first_pass(runner: Runner, requests: list[Request]) -> None:
     # The first mask stands where the seed does, and the others behind it.
     position = cache.lengths[:, None].long() + torch.arange(k, device=device)
     step = _cycles(requests, device)
-    logits = runner.logits(hidden[:, chunk - 1 : chunk])
-    seeds = runner.choose(logits, table, position[:, :1], step[:, None])[:, 0]
+    last = hidden[:, chunk - 1 : chunk]
+    seeds = runner.choose(last, table, position[:, :1], step[:, None])[:, 0]
     drafts = _draft(runner, hidden[:, chunk + 1 :], table, position[:, 1:], step)
     values = runner.read(seeds).tolist()
     check_tokens(values)
@@ -175,8 +175,8 @@ def _quadratic_work(
 
     hidden = runner.hidden(groups.flatten(1), cache, causal=True, draft_groups=(k, k + 1))
     hidden = hidden.unflatten(1, (k, k + 1))
-    logits = runner.logits(hidden[:, :, 0])
-    verdict = _verify(runner, Drafts(drafted, log_probs), logits, settings, position, step)
+    drafts = Drafts(drafted, log_probs)
+    verdict = _verify(runner, drafts, hidden[:, :, 0], settings, position, step)
     # The first mask of the last right group stands where its verified choice does.
     masks = hidden[torch.arange(batch, device=device), verdict.n_right.long(), 2:]
     position = position + 1 + verdict.n_right[:, None]
@@ -219,30 +219,29 @@ def _draft(
     step: Tensor,
 ) -> Drafts:
     """Propose a token for each row of hidden states [batch, K, hidden_size] at `position`."""
-    logits = runner.logits(hidden)
     if table is None:
-        return Drafts(runner.choose(logits, None, position, step), None)
-    log_probs = runner.distribution(logits, table)
+        return Drafts(runner.choose(hidden, None, position, step), None)
+    log_probs = runner.distribution(runner.logits(hidden), table)
     return Drafts(draw(log_probs, table, position, step[:, None]), log_probs)
 
 
 def _verify(
     runner: Runner,
     drafts: Drafts,
-    logits: Tensor,
+    hidden: Tensor,
     table: SamplingTable | None,
     position: Tensor,
     step: Tensor,
 ) -> Verdict:
-    """Judge K drafts at `position` [batch, K] by causal logits [batch, K + 1, vocab].
+    """Judge K drafts at `position` [batch, K] by causal hidden states [batch, K + 1, hidden_size].
 
-    Row i of the logits gives the token at the place of draft i, and the last the one behind.
+    State i gives the token at the place of draft i, and the last the one behind.
     """
     if table is None:
-        choices = runner.choose(logits, None, position, step)
+        choices = runner.choose(hidden, None, position, step)
         n_right = (choices[:, :-1] == drafts.tokens).cumprod(1).sum(1, dtype=torch.int32)
         return Verdict(n_right, choices)
-    target = runner.distribution(logits, table)
+    target = runner.distribution(runner.logits(hidden), table)
     n_right, token = accept_drafts(
         drafts.log_probs, target, drafts.tokens, table, position[:, 0], step
     )

@@ -28,7 +28,7 @@ class DraftProjection(nn.Module):
         self.drafts: Tensor | None = None
         self._frozen = [o_proj]  # in a list, so that it is not a submodule a second time
 
-    def forward(self, x: Tensor, numerics: str) -> Tensor:
+    def in_parts(self, x: Tensor, numerics: str) -> Tensor:
         update = nn.functional.linear(nn.functional.linear(x, self.lora_A), self.lora_B)
         frozen = self._frozen[0](x, numerics)
         return frozen + self.scale * torch.where(self.drafts, update, 0)

@@ -33,11 +33,18 @@ def sees(rows: Rows, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
 def hidden_states(model: Model, rows: Rows, *, lora: bool = False) -> Tensor:
     """Hidden states behind the final norm of rows [batch, length], with gradients."""
     attend = _flex_attend(rows) if rows.tokens.is_cuda else _masked_attend(rows)
-    rotations = model.rotary(rows.positions)
-    return model.encoder(rows.tokens, LayerInputs(*rotations, attend, "autograd", lora))
+    rotations, config = model.rotary(rows.positions), model.config
+    query_heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+
+    def attend_to(layer: int, qkv: Tensor) -> Tensor:
+        heads = qkv.unflatten(-1, (-1, config.head_dim))
+        q, k, v = heads.split([query_heads, kv_heads, kv_heads], -2)
+        return attend(*rotations.apply(q, k), v)
+
+    return model.encoder(rows.tokens, LayerInputs(attend_to, "autograd", lora))
 
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _masked_attend(rows: Rows) -> Attend:
@@ -52,7 +59,7 @@ def _masked_attend(rows: Rows) -> Attend:
     seen = sees(rows, row, index[:, None], index[None, :])[:, None]
     bias = seen.new_zeros(seen.shape, dtype=torch.float32).masked_fill(~seen, -math.inf)
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         n_heads, n_kv_heads, head_dim = q.shape[2], k.shape[2], q.shape[3]
         # The query heads of one key head lie below each other: [batch * kv heads, rows, head_dim].
         q = (q * head_dim**-0.5).unflatten(2, (n_kv_heads, -1)).permute(0, 2, 3, 1, 4)
@@ -78,7 +85,7 @@ def _flex_attend(rows: Rows) -> Attend:
         device=rows.tokens.device,
     )
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         return _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=True).transpose(1, 2)
 

@@ -14,13 +14,17 @@ For query i of the block, with keys K and values V (grouped-query heads share th
   and a mask also the fresh keys of its group's masks. Which keys those are follows from the row's
   number, so there is no mask tensor.
 
-The cache is contiguous, or paged: key p of a request lies in page `block_table[p // page_size]`.
+The cache is contiguous, or paged: key p of a request lies in page `block_table[p // page_size]`. It
+may be in float8: then K = k_scale * cached and V = v_scale * cached, a scale a KV head. What is
+loaded is only converted: the keys' scale goes into that of the scores, and the values' is applied
+once a split, before the fresh keys, which have none.
 
 A tile holds BLOCK_M query rows: the query heads of a group side by side, position after position,
 so that 32 positions of 4 grouped heads fill 128 rows and each key is read once a group. One program
-walks one split of the context; a second kernel merges the splits in their order. The program whose
-split holds the end of the context, for a draft group its last key in the cache, also takes the
-fresh keys.
+walks one split of the context, and a second kernel merges the splits in their order. Where the rows
+alone fill the chip, one program walks all splits of its rows and merges them as it goes, by the
+same operations in the same order: the same bits, without partial results in memory. The fresh keys
+belong to the split that holds the end of the context, for a draft group its last key in the cache.
 
 Numerics "invariant": tiles and splits lie at fixed absolute positions and a tile's shape does not
 depend on the block, so a causal row's bits are a function of its own keys: the same alone, in any
@@ -54,6 +58,7 @@ from .validate import (
     check_unit_stride,
 )
 
+CACHE_DTYPE = torch.float8_e4m3fn  # that a cache may have instead of q's
 _LOG2E = 1.4426950408889634
 _LN2 = tl.constexpr(0.6931471805599453)
 # Where a running maximum starts: finite, so that hidden scores (-inf) less it stay -inf.
@@ -74,34 +79,63 @@ def block_attention_cost(
     causal: bool = False,
     draft_groups: tuple[int, int] | None = None,
     lse: bool = False,
+    cache_itemsize: int | None = None,
 ) -> Cost:
     """Cost of `block` queries a request, each request with `context` keys before them.
+
+    itemsize: bytes an element of q, out and the fresh keys and values; cache_itemsize: of the keys
+    and values in the cache, 1 for float8, by default the same.
 
     Keys a query sees: context + block if bidirectional; context + (block + 1) / 2 on average if
     causal. With n draft groups of `length` behind lead = block - n length causal rows: context +
     r + 1 for causal row r, context + lead + j + 1 for slot 0 of group j, and length - 1 more for
     each of its masks. Every one of the context + block keys is seen by some query.
     """
+    lead = draft_length = 0
     visible = block * (context + block)
     if causal:
         visible -= block * (block - 1) / 2
     if draft_groups is not None:
-        groups, length = draft_groups
-        lead = block - groups * length
+        groups, draft_length = draft_groups
+        lead = block - groups * draft_length
         visible = block * context + lead * (lead + 1) / 2
-        visible += length * (groups * lead + groups * (groups + 1) / 2) + groups * (length - 1) ** 2
+        visible += draft_length * (groups * lead + groups * (groups + 1) / 2)
+        visible += groups * (draft_length - 1) ** 2
     pairs = batch * query_heads * visible
-    queries_and_outputs = 2 * batch * block * query_heads * head_dim
-    keys_and_values = 2 * batch * (context + block) * kv_heads * head_dim
+    own_in_cache = _own_keys_in_cache(block, causal, lead, draft_length)
+    fresh = 2 * (block - own_in_cache) * kv_heads * head_dim
+    cached = 2 * (context + own_in_cache) * kv_heads * head_dim
+    scales = 0
+    if cache_itemsize is None:
+        cache_itemsize = itemsize
+    elif cache_itemsize == 1:
+        scales = 2 * 4 * kv_heads
+    queries_and_outputs = 2 * block * query_heads * head_dim
+    moved = itemsize * (queries_and_outputs + fresh) + cache_itemsize * cached
     return Cost(
         flops=4.0 * head_dim * pairs,
-        bytes=float(itemsize) * (queries_and_outputs + keys_and_values)
-        + (4.0 * batch * block * query_heads if lse else 0.0),
+        bytes=float(batch * moved + scales + (4 * batch * block * query_heads if lse else 0)),
         exps=float(pairs),
     )
 
 
 # --- kernels
+
+
+@triton.jit
+def _merge_split(peak, total, acc, split_peak, split_total, split_acc):
+    """Add a split's (peak, total, acc) to those of the splits before it.
+
+    Both kernels merge by this, and no operation in it is the compiler's choice. Rows that see
+    nothing of the split, and whose total there is 0, stay as they are.
+    """
+    new_peak = tl.maximum(peak, split_peak)
+    decay = tl.exp2(peak - new_peak)
+    weight = tl.exp2(split_peak - new_peak)
+    total = tl.fma(total, decay, split_total * weight)
+    weight = tl.broadcast_to(weight[:, None], acc.shape)
+    acc = tl.fma(split_acc, weight, acc * decay[:, None])
+    return new_peak, total, acc
 
 
 @triton.jit
@@ -127,14 +161,31 @@ def _fold_keys(
     PAGE_SIZE: tl.constexpr,  # 0: key after key
     MASKED: tl.constexpr,
     STAGES: tl.constexpr,
+    WALK: tl.constexpr = False,
+    merged_peak=None,  # of the splits before begin's, if WALK, as what follows
+    merged_total=None,
+    merged_acc=None,
+    split_keys=None,
+    v_scale=None,
 ):
     """Fold the keys [begin, end) into the running (peak, total, acc) of every row.
 
     Unmasked, [begin, end) is a whole number of tiles that every row sees. Both forms round alike,
     operation by operation (fma and dot are spelt out), so it does not matter which one a key meets.
+    With WALK also each split is merged into those before it once a key of the next one comes.
     """
     dim = tl.arange(0, D)
     for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
+        if WALK:
+            if (start % split_keys == 0) & (start > 0):
+                if v_scale is not None:
+                    acc *= v_scale
+                merged_peak, merged_total, merged_acc = _merge_split(
+                    merged_peak, merged_total, merged_acc, peak, total, acc
+                )
+                peak = tl.zeros_like(peak) + _LOWEST
+                total = tl.zeros_like(total)
+                acc = tl.zeros_like(acc)
         key = start + tl.arange(0, BLOCK_N)
         if PAGE_SIZE:
             if MASKED:
@@ -150,11 +201,11 @@ def _fold_keys(
             v_at = v_ptr + key.to(tl.int64)[:, None] * stride_v + dim[None, :]
         if MASKED:
             inside = key < end
-            k = tl.load(k_at, mask=inside[:, None], other=0.0)
-            v = tl.load(v_at, mask=inside[:, None], other=0.0)
+            k = tl.load(k_at, mask=inside[:, None], other=0.0).to(q.dtype)
+            v = tl.load(v_at, mask=inside[:, None], other=0.0).to(q.dtype)
         else:
-            k = tl.load(k_at)
-            v = tl.load(v_at)
+            k = tl.load(k_at).to(q.dtype)
+            v = tl.load(v_at).to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         if MASKED:
             scores = tl.where(key[None, :] <= last_visible[:, None], scores, float("-inf"))
@@ -164,7 +215,10 @@ def _fold_keys(
         total = tl.fma(total, decay, tl.sum(p, 1))
         acc = tl.dot(p.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
         peak = new_peak
-    return peak, total, acc
+    if WALK:
+        return peak, total, acc, merged_peak, merged_total, merged_acc
+    else:
+        return peak, total, acc
 
 
 @triton.jit
@@ -183,12 +237,15 @@ def split_kernel(
     v_cache_ptr,
     k_ptr,  # read unless CAUSAL, as v_ptr
     v_ptr,
+    k_scale_ptr,  # float32 [kv_heads], read if SCALED, as v_scale_ptr
+    v_scale_ptr,
     context_lens_ptr,  # int32 [batch]
     table_ptr,  # int32 [batch, max_pages], read if PAGE_SIZE
-    out_ptr,  # written if ONE_SPLIT, as lse_ptr
+    out_ptr,  # written unless PARTIAL, as lse_ptr
     lse_ptr,  # float32 [batch, block, query_heads], written if HAS_LSE
-    partial_out_ptr,  # float32 [splits, batch, block, query_heads, D], written unless ONE_SPLIT
-    partial_lse_ptr,  # float32 [splits, batch, block, query_heads], base 2
+    partial_peak_ptr,  # float32 [splits, batch, block, query_heads], written if PARTIAL
+    partial_total_ptr,  # as partial_peak
+    partial_acc_ptr,  # float32 [splits, batch, block, query_heads, D], written if PARTIAL
     error_ptr,  # int32 [1], written if HAS_ERROR
     # Dimensions
     block,
@@ -226,7 +283,9 @@ def split_kernel(
     PAGE_SIZE: tl.constexpr,  # 0: contiguous
     CAUSAL: tl.constexpr,
     DRAFT: tl.constexpr,
-    ONE_SPLIT: tl.constexpr,
+    SCALED: tl.constexpr,
+    WALK: tl.constexpr,  # the program takes all splits, else that of its number
+    PARTIAL: tl.constexpr,
     HAS_LSE: tl.constexpr,
     HAS_ERROR: tl.constexpr,
 ):
@@ -260,7 +319,9 @@ def split_kernel(
     begin = split * split_keys
     if (begin >= seen_by_any) & (split > 0):
         return
-    end = tl.minimum(begin + split_keys, seen_by_any)
+    end = seen_by_any
+    if not WALK:
+        end = tl.minimum(begin + split_keys, seen_by_any)
     whole_end = tl.maximum(tl.minimum(end, seen_by_all), begin)
     whole_end = begin + (whole_end - begin) // BLOCK_N * BLOCK_N
 
@@ -293,71 +354,116 @@ def split_kernel(
     else:
         k_cache_ptr += b * stride_kcb + kv_head * stride_kch
         v_cache_ptr += b * stride_vcb + kv_head * stride_vch
-    peak, total, acc = _fold_keys(
-        q, k_cache_ptr, v_cache_ptr, stride_kcs, stride_vcs, begin, whole_end, last_visible,
-        table_ptr, pages, stride_kcb, stride_vcb,
-        scale_log2, peak, total, acc, D, BLOCK_N, PAGE_SIZE, False, STAGES,
-    )  # fmt: skip
-    peak, total, acc = _fold_keys(
-        q, k_cache_ptr, v_cache_ptr, stride_kcs, stride_vcs, whole_end, end, last_visible,
-        table_ptr, pages, stride_kcb, stride_vcb,
-        scale_log2, peak, total, acc, D, BLOCK_N, PAGE_SIZE, True, 1,
-    )  # fmt: skip
-    if DRAFT:
-        # The groups of this tile's rows whose last key in the cache lies in this split.
-        first_group = tl.maximum(first_m - lead, 0) // draft_length
-        end_group = tl.maximum(last_m - lead + draft_length, 0) // draft_length
-        first_group = tl.maximum(first_group, begin - context - lead)
-        end_group = tl.minimum(end_group, begin + split_keys - context - lead)
-        # From here on the first mask of group 0: the loop has no register to spare at D = 256.
-        k_ptr += b * stride_kb + kv_head * stride_kh + (lead + 1).to(tl.int64) * stride_km
-        v_ptr += b * stride_vb + kv_head * stride_vh + (lead + 1).to(tl.int64) * stride_vm
-        for group in range(first_group, end_group):
-            first_mask = lead + group * draft_length + 1
-            of_group = (m >= first_mask) & (m < first_mask + draft_length - 1)
-            fresh_visible = tl.where(of_group, draft_length - 2, -1)
-            peak, total, acc = _fold_keys(
-                q,
-                k_ptr + (group * draft_length).to(tl.int64) * stride_km,
-                v_ptr + (group * draft_length).to(tl.int64) * stride_vm,
-                stride_km, stride_vm, 0, draft_length - 1, fresh_visible,
-                None, None, None, None,
-                scale_log2, peak, total, acc, D, BLOCK_N, 0, True, 1,
-            )  # fmt: skip
-    elif not CAUSAL:
-        if begin + split_keys >= context:
-            fresh_visible = block - 1 + tl.zeros([BLOCK_M], tl.int32)
-            peak, total, acc = _fold_keys(
-                q,
-                k_ptr + b * stride_kb + kv_head * stride_kh,
-                v_ptr + b * stride_vb + kv_head * stride_vh,
-                stride_km, stride_vm, 0, block, fresh_visible,
-                None, None, None, None,
-                scale_log2, peak, total, acc, D, BLOCK_N, 0, True, 1,
-            )  # fmt: skip
-
-    # A row that sees no key of a split that later rows of its tile see gets NaN and -inf
-    # here; the merge never reads them, for it takes only splits that the row sees.
-    out = acc / total[:, None]
-    lse = peak + tl.log2(total)
-    at = (b * block + m) * (kv_heads * GROUP) + head
-    if ONE_SPLIT:
-        out_at = out_ptr + at[:, None] * D + dim[None, :]
-        tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=inside[:, None])
-        if HAS_LSE:
-            tl.store(lse_ptr + at, lse * _LN2, mask=inside)
+    cached_scale_log2 = scale_log2
+    v_scale = None
+    if SCALED:
+        cached_scale_log2 *= tl.load(k_scale_ptr + kv_head)
+        v_scale = tl.load(v_scale_ptr + kv_head)
+    if WALK:
+        merged_peak, merged_total, merged_acc = peak, total, acc
+        peak, total, acc, merged_peak, merged_total, merged_acc = _fold_keys(
+            q, k_cache_ptr, v_cache_ptr, stride_kcs, stride_vcs, begin, whole_end, last_visible,
+            table_ptr, pages, stride_kcb, stride_vcb,
+            cached_scale_log2, peak, total, acc, D, BLOCK_N, PAGE_SIZE, False, STAGES,
+            True, merged_peak, merged_total, merged_acc, split_keys, v_scale,
+        )  # fmt: skip
+        first_split = tl.maximum(whole_end - 1, 0) // split_keys
+        end_split = tl.cdiv(tl.maximum(end, 1), split_keys)
     else:
+        peak, total, acc = _fold_keys(
+            q, k_cache_ptr, v_cache_ptr, stride_kcs, stride_vcs, begin, whole_end, last_visible,
+            table_ptr, pages, stride_kcb, stride_vcb,
+            cached_scale_log2, peak, total, acc, D, BLOCK_N, PAGE_SIZE, False, STAGES,
+        )  # fmt: skip
+        first_split = 0
+        end_split = 1
+    # What is left of each split: keys that not every row sees, then the fresh ones.
+    for part in range(first_split, end_split):
+        part_begin = begin
+        if WALK:
+            part_begin = part * split_keys
+        rest_begin, rest_end = whole_end, end
+        if WALK:
+            rest_begin = tl.maximum(rest_begin, part_begin)
+            rest_end = tl.minimum(rest_end, part_begin + split_keys)
+        peak, total, acc = _fold_keys(
+            q, k_cache_ptr, v_cache_ptr, stride_kcs, stride_vcs,
+            rest_begin, rest_end, last_visible, table_ptr, pages, stride_kcb, stride_vcb,
+            cached_scale_log2, peak, total, acc, D, BLOCK_N, PAGE_SIZE, True, 1,
+        )  # fmt: skip
+        if SCALED:
+            acc *= v_scale
+        if DRAFT:
+            # The groups of this tile's rows whose last key in the cache lies in this split.
+            first_group = tl.maximum(first_m - lead, 0) // draft_length
+            end_group = tl.maximum(last_m - lead + draft_length, 0) // draft_length
+            first_group = tl.maximum(first_group, part_begin - context - lead)
+            end_group = tl.minimum(end_group, part_begin + split_keys - context - lead)
+            # Of group 0: the inner loop has no register to spare at D = 256.
+            first_k = k_ptr + b * stride_kb + kv_head * stride_kh
+            first_v = v_ptr + b * stride_vb + kv_head * stride_vh
+            first_k += (lead + 1).to(tl.int64) * stride_km
+            first_v += (lead + 1).to(tl.int64) * stride_vm
+            for group in range(first_group, end_group):
+                first_mask = lead + group * draft_length + 1
+                of_group = (m >= first_mask) & (m < first_mask + draft_length - 1)
+                fresh_visible = tl.where(of_group, draft_length - 2, -1)
+                peak, total, acc = _fold_keys(
+                    q,
+                    first_k + (group * draft_length).to(tl.int64) * stride_km,
+                    first_v + (group * draft_length).to(tl.int64) * stride_vm,
+                    stride_km, stride_vm, 0, draft_length - 1, fresh_visible,
+                    None, None, None, None,
+                    scale_log2, peak, total, acc, D, BLOCK_N, 0, True, 1,
+                )  # fmt: skip
+        elif not CAUSAL:
+            if part_begin + split_keys >= context:
+                fresh_visible = block - 1 + tl.zeros([BLOCK_M], tl.int32)
+                peak, total, acc = _fold_keys(
+                    q,
+                    k_ptr + b * stride_kb + kv_head * stride_kh,
+                    v_ptr + b * stride_vb + kv_head * stride_vh,
+                    stride_km, stride_vm, 0, block, fresh_visible,
+                    None, None, None, None,
+                    scale_log2, peak, total, acc, D, BLOCK_N, 0, True, 1,
+                )  # fmt: skip
+        if WALK:
+            merged_peak, merged_total, merged_acc = _merge_split(
+                merged_peak, merged_total, merged_acc, peak, total, acc
+            )
+            peak = tl.zeros_like(peak) + _LOWEST
+            total = tl.zeros_like(total)
+            acc = tl.zeros_like(acc)
+
+    if WALK:
+        # Numbered anew by a sum that the compiler cannot see through: kept from above, the rows'
+        # places in memory would take registers that the loops need.
+        row = tile * BLOCK_M + tl.arange(0, BLOCK_M) + tl.minimum(block, 0)
+        m = row // GROUP
+        head = kv_head * GROUP + row % GROUP
+        inside = m < block
+    at = (b * block + m) * (kv_heads * GROUP) + head
+    if PARTIAL:
         batch = tl.num_programs(0) // kv_heads
         at += split.to(tl.int64) * batch * block * (kv_heads * GROUP)
-        tl.store(partial_out_ptr + at[:, None] * D + dim[None, :], out, mask=inside[:, None])
-        tl.store(partial_lse_ptr + at, lse, mask=inside)
+        tl.store(partial_peak_ptr + at, peak, mask=inside)
+        tl.store(partial_total_ptr + at, total, mask=inside)
+        tl.store(partial_acc_ptr + at[:, None] * D + dim[None, :], acc, mask=inside[:, None])
+    else:
+        if WALK:
+            peak, total, acc = merged_peak, merged_total, merged_acc
+        out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + at[:, None] * D + dim[None, :], out, mask=inside[:, None])
+        if HAS_LSE:
+            tl.store(lse_ptr + at, (peak + tl.log2(total)) * _LN2, mask=inside)
 
 
 @triton.jit(do_not_specialize=["block", "context_limit", "split_keys", "lead", "draft_length"])
 def merge_kernel(
     # Pointers
-    partial_out_ptr,  # float32 [splits, batch, block, query_heads, D]
-    partial_lse_ptr,  # float32 [splits, batch, block, query_heads], base 2
+    partial_peak_ptr,  # float32 [splits, batch, block, query_heads], as partial_total
+    partial_total_ptr,
+    partial_acc_ptr,  # float32 [splits, batch, block, query_heads, D]
     context_lens_ptr,  # int32 [batch]
     out_ptr,  # [batch, block, query_heads, D]
     lse_ptr,  # float32 [batch, block, query_heads], written if HAS_LSE
@@ -371,7 +477,6 @@ def merge_kernel(
     # Meta-parameters
     D: tl.constexpr,
     BLOCK_H: tl.constexpr,
-    BLOCK_S: tl.constexpr,
     CAUSAL: tl.constexpr,
     DRAFT: tl.constexpr,
     HAS_LSE: tl.constexpr,
@@ -392,23 +497,16 @@ def merge_kernel(
 
     at = query * query_heads + head
     stride_split = tl.num_programs(0).to(tl.int64) * query_heads
-    peak = tl.full([BLOCK_H], float("-inf"), tl.float32)
-    for first in range(0, live, BLOCK_S):
-        split = first + tl.arange(0, BLOCK_S)
-        lse_at = partial_lse_ptr + split[:, None] * stride_split + at[None, :]
-        there = (split < live)[:, None] & inside[None, :]
-        peak = tl.maximum(peak, tl.max(tl.load(lse_at, mask=there, other=float("-inf")), 0))
-    peak = tl.where(inside, peak, 0.0)
+    peak = tl.full([BLOCK_H], _LOWEST, tl.float32)
     total = tl.zeros([BLOCK_H], tl.float32)
     acc = tl.zeros([BLOCK_H, D], tl.float32)
     for split in tl.range(0, live, num_stages=4):
         split_at = split * stride_split + at
-        lse = tl.load(partial_lse_ptr + split_at, mask=inside, other=0.0)
-        out_at = partial_out_ptr + split_at[:, None] * D + dim[None, :]
-        out = tl.load(out_at, mask=inside[:, None], other=0.0)
-        weight = tl.exp2(lse - peak)
-        total += weight
-        acc = tl.fma(out, weight[:, None] + tl.zeros_like(out), acc)
+        split_peak = tl.load(partial_peak_ptr + split_at, mask=inside, other=0.0)
+        split_total = tl.load(partial_total_ptr + split_at, mask=inside, other=1.0)
+        acc_at = partial_acc_ptr + split_at[:, None] * D + dim[None, :]
+        split_acc = tl.load(acc_at, mask=inside[:, None], other=0.0)
+        peak, total, acc = _merge_split(peak, total, acc, split_peak, split_total, split_acc)
     out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + at[:, None] * D + dim[None, :], out, mask=inside[:, None])
     if HAS_LSE:
@@ -426,6 +524,8 @@ def _launch(
     block_table: Tensor | None,
     k: Tensor | None,
     v: Tensor | None,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
     lead: int,
     draft_length: int,
     scale: float,
@@ -438,6 +538,12 @@ def _launch(
     batch, block, query_heads, head_dim = q.shape
     if batch == 0:
         return out, lse
+    if k_scale is not None and q.is_cuda and torch.cuda.get_device_capability(q.device) < (8, 9):
+        major, minor = torch.cuda.get_device_capability(q.device)
+        raise TypeError(
+            f"k_cache is {k_cache.dtype}, which Triton reads from compute capability 8.9 on;"
+            f" {q.device} has {major}.{minor}. It must be {q.dtype}"
+        )
     kv_heads = k_cache.shape[2]
     group = query_heads // kv_heads
     causal, draft = k is None, draft_length > 0
@@ -448,22 +554,29 @@ def _launch(
     block_m, split_keys = config.block_m, config.split_keys
     if numerics == "fast":
         block_m = min(block_m, max(16, triton.next_power_of_2(block * group)))
-        row_tiles = batch * kv_heads * triton.cdiv(block * group, block_m)
+    row_tiles = batch * kv_heads * triton.cdiv(block * group, block_m)
+    if numerics == "fast":
         split_keys = _filling_split(longest, row_tiles, config.block_n, q.device)
     splits = max(1, triton.cdiv(longest, split_keys))
-    one_split = splits == 1
-    partial_out = partial_lse = None
-    if not one_split:
-        partial_out = q.new_empty((splits, *q.shape), dtype=torch.float32)
-        partial_lse = q.new_empty((splits, batch, block, query_heads), dtype=torch.float32)
+    # Draft groups over float8 leave no registers for a second accumulator.
+    walk = numerics == "invariant" and config.walks and not (draft and k_scale is not None)
+    if walk:
+        rows = min(block_m, block * group)
+        itemsize = k_cache.element_size()
+        walk = splits > 1 and _one_program_walks(row_tiles, rows, split_keys, itemsize, q.device)
+    partial = splits > 1 and not walk
+    partials = (None, None, None)
+    if partial:
+        statistics = q.new_empty((2, splits, *q.shape[:3]), dtype=torch.float32)
+        partials = (*statistics, q.new_empty((splits, *q.shape), dtype=torch.float32))
     fresh_strides = (0,) * 6 if causal else (*k.stride()[:3], *v.stride()[:3])
     # What a call has no use for is None, which compiles to nothing.
     pages, stride_tb = (k_cache.shape[0], block_table.stride(0)) if page_size else (None, None)
     draft_shape = (lead, draft_length) if draft else (None, None)
-    grid = (batch * kv_heads, splits, triton.cdiv(block * group, block_m))
+    grid = (batch * kv_heads, splits if partial else 1, triton.cdiv(block * group, block_m))
     split_kernel[grid](
-        q, k_cache, v_cache, k, v, context_lens, block_table, out, lse,
-        partial_out, partial_lse, error,
+        q, k_cache, v_cache, k, v, k_scale, v_scale, context_lens, block_table, out, lse,
+        *partials, error,
         block, kv_heads, context_limit, split_keys, pages, *draft_shape,
         stride_tb, *q.stride()[:3], *k_cache.stride()[:3], *v_cache.stride()[:3], *fresh_strides,
         scale * _LOG2E,
@@ -477,19 +590,20 @@ def _launch(
         PAGE_SIZE=page_size,
         CAUSAL=causal,
         DRAFT=draft,
-        ONE_SPLIT=one_split,
+        SCALED=k_scale is not None,
+        WALK=walk,
+        PARTIAL=partial,
         HAS_LSE=return_lse,
         HAS_ERROR=error is not None,
         num_warps=config.num_warps,
     )  # fmt: skip
-    if not one_split:
+    if partial:
         block_h = min(8, triton.next_power_of_2(query_heads))
         merge_kernel[(batch * block, triton.cdiv(query_heads, block_h))](
-            partial_out, partial_lse, context_lens, out, lse,
+            *partials, context_lens, out, lse,
             block, query_heads, context_limit, split_keys, *draft_shape,
             D=head_dim,
             BLOCK_H=block_h,
-            BLOCK_S=32,
             CAUSAL=causal,
             DRAFT=draft,
             HAS_LSE=return_lse,
@@ -505,14 +619,35 @@ def _own_keys_in_cache(block: int, causal: bool, lead: int, draft_length: int) -
     return block if causal else 0
 
 
+def _one_program_walks(
+    row_tiles: int,
+    rows: int,
+    split_keys: int,
+    cache_itemsize: int,
+    device: torch.device,
+) -> bool:
+    """Whether it costs less that one program walks all splits of a tile of `rows` query rows.
+
+    For each split's 2 split_keys head_dim cached elements, programs of one split each write and
+    read back rows x head_dim float32. Without them the last wave of programs leaves a part of the
+    chip idle, for as long as the context is.
+    """
+    processors = _processors(device)
+    partials = 4 * rows / (split_keys * cache_itemsize)
+    return triton.cdiv(row_tiles, processors) * processors <= row_tiles * (1 + partials)
+
+
 def _filling_split(longest: int, row_tiles: int, block_n: int, device: torch.device) -> int:
     """Keys a split so that about two programs an SM exist, at least four tiles each."""
-    if device.type == "cuda":
-        wanted = 2 * torch.cuda.get_device_properties(device).multi_processor_count
-    else:
-        wanted = 2 * 132
-    splits = max(1, wanted // row_tiles)
+    splits = max(1, 2 * _processors(device) // row_tiles)
     return max(4, triton.cdiv(triton.cdiv(longest, splits), block_n)) * block_n
+
+
+def _processors(device: torch.device) -> int:
+    """SMs of `device`; for what is no GPU those of an H200."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 132
 
 
 def _empty_outputs(q: Tensor, return_lse: bool) -> tuple[Tensor, Tensor]:
@@ -539,6 +674,8 @@ def _block_attention_op(
     block_table: Tensor | None,
     k: Tensor | None,
     v: Tensor | None,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
     lead: int,
     draft_length: int,
     scale: float,
@@ -557,15 +694,15 @@ def _block_attention_op(
             own = _own_keys_in_cache(q.shape[1], k is None, lead, draft_length)
             _check_pages(block_table, context_lens + own, k_cache)
     return _IMPLEMENTATIONS[backend_for(q)](
-        q, k_cache, v_cache, context_lens, block_table, k, v, lead, draft_length, scale, numerics,
-        context_limit, return_lse, error,
+        q, k_cache, v_cache, context_lens, block_table, k, v, k_scale, v_scale, lead, draft_length,
+        scale, numerics, context_limit, return_lse, error,
     )  # fmt: skip
 
 
 @_block_attention_op.register_fake
 def _(
-    q, k_cache, v_cache, context_lens, block_table, k, v, lead, draft_length, scale, numerics,
-    context_limit, return_lse, error,
+    q, k_cache, v_cache, context_lens, block_table, k, v, k_scale, v_scale, lead, draft_length,
+    scale, numerics, context_limit, return_lse, error,
 ):  # fmt: skip
     return _empty_outputs(q, return_lse)
 
@@ -587,6 +724,8 @@ def block_attention(
     k: Tensor | None = None,
     v: Tensor | None = None,
     *,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
     block_table: Tensor | None = None,
     draft_groups: tuple[int, int] | None = None,
     scale: float | None = None,
@@ -600,14 +739,17 @@ def block_attention(
     Args:
         q: bfloat16, float16 or float32 [batch, block, query_heads, head_dim]; block at most 256,
             with draft groups 512; head_dim a power of two from 16 to 256.
-        k_cache, v_cache: [batch, capacity, kv_heads, head_dim] in q's dtype; kv_heads divides
-            query_heads, and query head h uses KV head h // (query_heads // kv_heads).
+        k_cache, v_cache: [batch, capacity, kv_heads, head_dim] in q's dtype or both float8_e4m3fn;
+            kv_heads divides query_heads, and query head h uses KV head
+            h // (query_heads // kv_heads).
             With a block table: [pages, page_size, kv_heads, head_dim], page_size a power of two of
             at least 16.
         context_lens: int32 [batch]: keys in the cache before the block.
         k, v: the block's own keys and values [batch, block, kv_heads, head_dim]. Given: every query
             sees the context and the whole block, unless there are draft groups. Absent: the block's
             keys lie in the cache behind the context and query i sees those up to its own.
+        k_scale, v_scale: float32 [kv_heads], with a float8 cache and only there: a key of head h is
+            k_scale[h] * what the cache holds, and so are values. k and v have no scale.
         block_table: int32 [batch, max_pages]: key p of request b is slot p % page_size of page
             block_table[b, p // page_size]; the capacity is max_pages * page_size. Requests may
             share pages. Entries behind the visible keys are not read.
@@ -638,7 +780,7 @@ def block_attention(
 
     Raises:
         TypeError, ValueError: a dtype, shape, stride, device or range does not fit; the message
-            names it.
+            names it. Triton reads a float8 cache on compute capability 8.9 and newer.
     """
     shape = ("batch", "block", "query_heads", "head_dim")
     check_tensor("q", q, shape=shape, dtypes=FLOAT_DTYPES)
@@ -656,9 +798,12 @@ def block_attention(
         table_shape = (batch, "max_pages")
         check_tensor("block_table", block_table, shape=table_shape, dtypes=int32, device=q.device)
         check_unit_stride("block_table", block_table)
-    check_tensor("k_cache", k_cache, shape=cache_shape, **same)
+    in_cache = {"dtypes": (q.dtype, CACHE_DTYPE), "device": q.device}
+    check_tensor("k_cache", k_cache, shape=cache_shape, **in_cache)
     capacity, kv_heads = k_cache.shape[1:3]
-    check_tensor("v_cache", v_cache, shape=k_cache.shape, **same)
+    in_cache["dtypes"] = (k_cache.dtype,)
+    check_tensor("v_cache", v_cache, shape=k_cache.shape, **in_cache)
+    _check_scales(k_scale, v_scale, k_cache)
     if block_table is not None:
         pages, page_size = k_cache.shape[:2]
         if pages == 0:
@@ -706,10 +851,23 @@ def block_attention(
         context_limit = max_context
     error_word.check_error_word(error, q.device)
     out, lse = _block_attention_op(
-        q, k_cache, v_cache, context_lens, block_table, k, v, lead, draft_length, float(scale),
-        numerics, context_limit, return_lse, error,
+        q, k_cache, v_cache, context_lens, block_table, k, v, k_scale, v_scale, lead, draft_length,
+        float(scale), numerics, context_limit, return_lse, error,
     )  # fmt: skip
     return (out, lse) if return_lse else out
+
+
+def _check_scales(k_scale: Tensor | None, v_scale: Tensor | None, k_cache: Tensor) -> None:
+    for name, scale in {"k_scale": k_scale, "v_scale": v_scale}.items():
+        if k_cache.dtype != CACHE_DTYPE:
+            if scale is not None:
+                raise ValueError(f"{name} is given; a cache in {k_cache.dtype} has no scales")
+            continue
+        if scale is None:
+            raise ValueError(f"{name} is None; a cache in {k_cache.dtype} needs it")
+        shape, float32 = (k_cache.shape[2],), (torch.float32,)
+        check_tensor(name, scale, shape=shape, dtypes=float32, device=k_cache.device)
+        check_unit_stride(name, scale)
 
 
 def _check_draft_groups(draft_groups: tuple[int, int], block: int) -> tuple[int, int]:

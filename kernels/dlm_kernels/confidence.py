@@ -198,20 +198,23 @@ def _decay(peak, new_peak):
     return tl.where(peak == new_peak, 1.0, tl.exp2((peak - new_peak) * _LOG2E))
 
 
-@triton.jit(do_not_specialize=["n_partials", "mask_id", "n_banned"])
+@triton.jit(do_not_specialize=["n_partials", "first_column", "mask_id", "n_banned"])
 def chunk_kernel(
     # Pointers
-    logits_ptr,  # [rows, vocab]
+    logits_ptr,  # [rows, end_id - first_id]
     tokens_ptr,  # [rows], read if HAS_TOKENS
     banned_ptr,  # [n_banned]
-    partials_ptr,  # float32 [fields, rows, n_chunks]: peak, total, best, second, weighted
-    best_ids_ptr,  # int32 [rows, n_chunks]
+    partials_ptr,  # float32 [fields, rows, columns]: peak, total, best, second, weighted
+    best_ids_ptr,  # int32 [rows, columns]
     # Dimensions and strides
-    vocab,
+    first_id,  # of the vocabulary's ids that the logits are of
+    end_id,
     n_chunks,
-    n_partials,  # rows * n_chunks
+    columns,  # chunks of a whole row
+    n_partials,  # rows * columns
     stride_row,
     # Scalars
+    first_column,  # that of the first chunk here
     mask_id,
     n_banned,
     # Meta-parameters
@@ -229,9 +232,10 @@ def chunk_kernel(
     if HAS_TOKENS:
         if tl.load(tokens_ptr + row) != mask_id:
             return
-    logits_ptr += row * stride_row
-    begin = (pid % n_chunks).to(tl.int32) * CHUNK
-    end = tl.minimum(begin + CHUNK, vocab)
+    chunk = (pid % n_chunks).to(tl.int32)
+    logits_ptr += row * stride_row - first_id
+    begin = first_id + chunk * CHUNK
+    end = tl.minimum(begin + CHUNK, end_id)
 
     # A lane is a thread and a vector its 16-byte load, so that lanes stay inside their thread.
     SPAN: tl.constexpr = LANES * VECTOR
@@ -268,8 +272,9 @@ def chunk_kernel(
             infinities += tl.sum(_over_lane((x == float("inf")).to(tl.int32), "sum"), 0)
             nans += tl.sum(_over_lane((x != x).to(tl.int32), "sum"), 0)
         chunk_total = tl.where(nans > 0, float("nan"), infinities.to(tl.float32))
-    tl.store(partials_ptr + pid, chunk_peak)
-    tl.store(partials_ptr + n_partials + pid, chunk_total)
+    at = row * columns + first_column + chunk
+    tl.store(partials_ptr + at, chunk_peak)
+    tl.store(partials_ptr + n_partials + at, chunk_total)
 
     # A lane remembers where its best tile starts; the id is found by reading that tile's vectors
     # again in the winning lanes alone.
@@ -280,18 +285,18 @@ def chunk_kernel(
         x = without_banned(x, ids, banned_ptr, n_banned)
     found = (x == chunk_best) & (ids < lane_end[:, :, None])
     best_id = tl.min(tl.min(tl.min(tl.where(found, ids, _NO_ID), 2), 1), 0)
-    tl.store(partials_ptr + 2 * n_partials + pid, chunk_best)
-    tl.store(best_ids_ptr + pid, best_id)
+    tl.store(partials_ptr + 2 * n_partials + at, chunk_best)
+    tl.store(best_ids_ptr + at, best_id)
 
     if WITH_MARGIN:
         ties = tl.sum((best == chunk_best).to(tl.int32), 0)
         below = tl.where(best == chunk_best, second, best)
         chunk_second = tl.where(ties > 1, chunk_best, tl.max(below, 0))
-        tl.store(partials_ptr + 3 * n_partials + pid, chunk_second)
+        tl.store(partials_ptr + 3 * n_partials + at, chunk_second)
     if WITH_ENTROPY:
         shift = tl.where(decay > 0, (peak - chunk_peak) * _LOG2E * total, 0.0)
         chunk_weighted = tl.sum(decay * (weighted + shift), 0)
-        tl.store(partials_ptr + 4 * n_partials + pid, chunk_weighted)
+        tl.store(partials_ptr + 4 * n_partials + at, chunk_weighted)
 
 
 @triton.jit(do_not_specialize=["n_partials", "mask_id", "n_banned"])
@@ -396,14 +401,47 @@ def _launch(
     rows, vocab = logits.shape
     if rows == 0:
         return empty_statistics(logits, entropy, margin)
+    partials = empty_partials(logits, rows, chunks_of(logits, vocab))
+    launch_chunks(logits, *partials, 0, 0, tokens, mask_id, banned, entropy, margin)
+    return launch_merge(*partials, tokens, mask_id, banned, vocab, entropy, margin, error)
+
+
+def chunks_of(like: Tensor, ids: int) -> int:
+    """Chunks that this many logits of a row are cut into on the device of `like`."""
+    return triton.cdiv(ids, launch.CONFIDENCE[launch.arch_of(like.device)].chunk)
+
+
+def empty_partials(like: Tensor, rows: int, chunks: int) -> tuple[Tensor, Tensor]:
+    """Room for what `launch_merge` merges."""
+    statistics = like.new_empty((5, rows, chunks), dtype=torch.float32)
+    return statistics, like.new_empty((rows, chunks), dtype=torch.int32)
+
+
+def launch_chunks(
+    logits: Tensor,
+    partials: Tensor,
+    best_ids: Tensor,
+    first_id: int,
+    first_column: int,
+    tokens: Tensor | None,
+    mask_id: int,
+    banned: Tensor | None,
+    entropy: bool,
+    margin: bool,
+) -> None:
+    """Statistics of logits [rows, ids] of the ids from `first_id` on, in chunks.
+
+    They go into the columns from `first_column` on of `empty_partials`.
+    """
+    rows, ids = logits.shape
+    columns = best_ids.shape[1]
     config = launch.CONFIDENCE[launch.arch_of(logits.device)]
-    n_chunks = triton.cdiv(vocab, config.chunk)
+    n_chunks = chunks_of(logits, ids)
     n_banned = 0 if banned is None else banned.numel()
-    partials = logits.new_empty((5, rows, n_chunks), dtype=torch.float32)
-    best_ids = logits.new_empty((rows, n_chunks), dtype=torch.int32)
     chunk_kernel[(rows * n_chunks,)](
         logits, tokens, banned, partials, best_ids,
-        vocab, n_chunks, rows * n_chunks, logits.stride(0), mask_id, n_banned,
+        first_id, first_id + ids, n_chunks, columns, rows * columns, logits.stride(0),
+        first_column, mask_id, n_banned,
         CHUNK=config.chunk,
         LANES=32 * config.num_warps,
         VECTOR=16 // logits.element_size(),
@@ -414,7 +452,6 @@ def _launch(
         STAGES=config.num_stages,
         num_warps=config.num_warps,
     )  # fmt: skip
-    return launch_merge(partials, best_ids, tokens, mask_id, banned, vocab, entropy, margin, error)
 
 
 def launch_merge(

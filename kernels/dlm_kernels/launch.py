@@ -25,13 +25,21 @@ FOLDER = Path(__file__).parent / "launch_tables"
 
 @dataclass(frozen=True)
 class AttentionLaunch:
-    """block_m query rows x block_n keys a tile; a program walks split_keys keys of the context."""
+    """block_m query rows x block_n keys a tile; a split has split_keys keys of the context.
+
+    A program takes one split, or where it `walks` may take all of them one after the other: its
+    registers hold two accumulators. Per KV head a split of S keys has 512 S bytes of them in
+    bfloat16 at head_dim 128, and 128 rows (32 positions of 4 grouped heads) write and read back
+    131,072 bytes of partial results: 25% more at 1024, 50% at 512, 100% at 256. A batch of 1 at
+    context 8k makes 64, 128 and 256 programs of that for an H200's 132 SMs.
+    """
 
     block_m: int
     block_n: int
     split_keys: int
     num_warps: int
     num_stages: int
+    walks: bool = False
     tuned: bool = False
 
 
@@ -55,37 +63,87 @@ class RemaskLaunch:
 
 
 @dataclass(frozen=True)
-class LinearLaunch:
-    """block_o rows of the weight x block_r rows of x a tile, block_k features an iteration.
-
-    in_features is cut into segments of at least min_segment features until `programs` programs
-    work on one tile of rows.
-    """
+class LinearTile:
+    """block_o rows of the weight x block_r rows of x a tile."""
 
     block_o: int
     block_r: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class LinearLaunch:
+    """block_k features an iteration, a divisor of 128; int4 weights take 128. `tiles` are keyed by
+    the most rows that each serves, and the last serves more.
+
+    in_features is cut into segments of at least min_segment features until `programs` programs of
+    64 rows of the weight work on one tile of rows. From whole_programs programs on, those of the
+    last tile walk every segment; they hold two accumulators, so of at most walking_rows rows of x.
+    Numerics "fast" takes torch's product of a plain weight for more than library_rows rows.
+    """
+
     block_k: int
     programs: int
     min_segment: int
-    num_warps: int
-    num_stages: int
+    whole_programs: int
+    walking_rows: int
+    library_rows: int
+    tiles: dict[int, LinearTile]
     tuned: bool = False
 
 
 @dataclass(frozen=True)
+class LmHeadTile:
+    """block_r rows of hidden a tile."""
+
+    block_r: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
 class LmHeadLaunch:
-    """block_v rows of the weight x block_r rows of hidden a tile, block_k features an iteration.
+    """block_v rows of the weight a tile, block_k features an iteration; `tiles` are keyed by the
+    most rows that each serves, and the last serves more.
 
     A program walks `chunk` ids of the vocabulary, a multiple of block_v. Shards of one vocabulary
-    on several devices need the same chunk.
+    on several devices need the same block_v, block_k and chunk. Numerics "fast" takes torch's
+    product for more than fused_rows rows, and holds at most library_logits logits at a time.
     """
 
     block_v: int
-    block_r: int
     block_k: int
     chunk: int
+    tiles: dict[int, LmHeadTile]
+    fused_rows: int
+    library_logits: int
+    tuned: bool = False
+
+
+@dataclass(frozen=True)
+class ResidualNormLaunch:
+    """One program a row."""
+
     num_warps: int
-    num_stages: int
+    tuned: bool = False
+
+
+@dataclass(frozen=True)
+class GatedSiluLaunch:
+    """A program makes `block` elements of one row."""
+
+    block: int
+    num_warps: int
+    tuned: bool = False
+
+
+@dataclass(frozen=True)
+class RopeLaunch:
+    """A program takes as many heads of one row as have `elements` elements."""
+
+    elements: int
+    num_warps: int
     tuned: bool = False
 
 
@@ -96,8 +154,11 @@ _OPS: dict[str, tuple[int, type]] = {
     "block_attention": (2, AttentionLaunch),  # bytes an element, the largest head_dim it serves
     "confidence": (0, ConfidenceLaunch),
     "remask_scatter": (1, RemaskLaunch),  # the longest block it serves
-    "linear": (1, LinearLaunch),  # bytes an element
+    "linear": (1, LinearLaunch),  # bytes an element, or of 2-byte x the weight's kind
     "lm_head_confidence": (1, LmHeadLaunch),  # bytes an element
+    "residual_norm": (1, ResidualNormLaunch),  # the longest row it serves
+    "gated_silu": (0, GatedSiluLaunch),
+    "rope_kv_write": (0, RopeLaunch),
 }
 
 
@@ -159,6 +220,9 @@ CONFIDENCE = _by_arch("confidence")
 REMASK_SCATTER = _by_arch("remask_scatter")
 LINEAR = _by_arch("linear")
 LM_HEAD = _by_arch("lm_head_confidence")
+RESIDUAL_NORM = _by_arch("residual_norm")
+GATED_SILU = _by_arch("gated_silu")
+ROPE_KV_WRITE = _by_arch("rope_kv_write")
 
 
 def arch_of(device: torch.device) -> str:
@@ -205,6 +269,11 @@ def _largest_that_fits(capability: int, shared_memory: int) -> str:
         f"there is no launch table for sm_{capability}; it runs with that of {arch}", stacklevel=2
     )
     return arch
+
+
+def tile_serving(tiles: dict[int, object], rows: int):
+    """The tile with the smallest key that is at least `rows`, or else the largest."""
+    return tiles[min((most for most in tiles if most >= rows), default=max(tiles))]
 
 
 def smallest_serving(entries: dict[int, object], size: int):

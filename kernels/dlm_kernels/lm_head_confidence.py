@@ -4,16 +4,23 @@ With hidden states h and head W, a row's logits are x = round(W h), rounded to W
 product that stores them would round them, and its statistics those of `confidence`.
 
 The vocabulary is cut into chunks at fixed places. One program takes one chunk and one tile of rows:
-it multiplies tile after tile of W's rows, the long side, by the rows' hidden states, takes each sum
-whole and in the order of the features, and folds each tile of logits into running statistics in
-registers. It stores 24 bytes a row and chunk, which the kernel of `confidence` merges. A row's bits
-are therefore a function of that row and W alone, and a vocabulary split over devices at multiples
-of the chunk has the bits of the whole.
+it multiplies tile after tile of W's rows by the rows' hidden states, takes each sum whole and in
+the order of the features, and folds each tile of logits into running statistics in registers. It
+stores 24 bytes a row and chunk, which the kernel of `confidence` merges.
+
+A tile holds 16 to 128 rows, by how many there are, and none of the sizes changes a row's bits: a
+logit is one chain of products in the order of the features, tiles of ids are cut alike, a maximum
+has no order, and sums over ids are taken in halves. A row's bits are therefore a function of that
+row and W alone, and a vocabulary split over devices at multiples of the chunk has the bits of the
+whole. Under numerics "fast" many rows take torch's product instead, a part of the vocabulary at a
+time, and each part's logits the first kernel of `confidence` while they are in L2.
 
 Compulsory traffic: W, h and the statistics once each; FLOPs: 2 rows hidden vocab. Besides, every
-tile of 32 rows reads W (from L2 beyond the first, as tiles that run together share it), every chunk
-reads h, and the partials are written and read: under 2% of the bytes of float32 logits, where a
-vocabulary is many chunks long.
+tile of rows reads W, from L2 beyond the first as tiles that run together share it, every tile of
+ids reads h from L2, and the partials are written and read: under 2% of the bytes of float32 logits,
+where a vocabulary is many chunks long. Predicted for 2048 rows of the 8B model on an H200, at 6
+TB/s from L2 and 790 TFLOP/s: 86 GB and 14.3 ms in tiles of 32 rows, 34 GB and 5.7 ms in tiles of
+128, where the product takes 2.8 ms and W 0.25 ms from memory.
 """
 
 from collections.abc import Sequence
@@ -31,14 +38,24 @@ from .confidence import (
     as_confidence,
     check_banned_ids,
     check_rows_and_bans,
+    chunks_of,
     confidence_cost,
+    empty_partials,
     empty_statistics,
+    launch_chunks,
     launch_merge,
     without_banned,
 )
 from .cost import Cost
 from .linear import linear_cost
-from .validate import FLOAT_DTYPES, check_bool, check_int, check_tensor, check_unit_stride
+from .validate import (
+    FLOAT_DTYPES,
+    NUMERICS,
+    check_bool,
+    check_int,
+    check_tensor,
+    check_unit_stride,
+)
 
 _MAX_VOCAB = 2**24  # the merge holds a row's chunks all at once
 
@@ -81,6 +98,19 @@ def lm_head_confidence_cost(
 # --- kernels
 
 
+@triton.jit
+def _sum_over_ids(x, BLOCK_V: tl.constexpr, BLOCK_R: tl.constexpr):
+    """x [BLOCK_V, BLOCK_R] summed over ids, in halves.
+
+    Which thread holds which id depends on the tile, and with it the order of `tl.sum` over many;
+    the sum of two is the same in either order.
+    """
+    for i in tl.static_range(1, 8):
+        if BLOCK_V >> i > 0:
+            x = tl.sum(tl.reshape(x, [2, BLOCK_V >> i, BLOCK_R]), 0)
+    return tl.reshape(x, [BLOCK_R])
+
+
 @triton.jit(do_not_specialize=["rows", "row_tiles", "first_id", "mask_id", "n_banned"])
 def head_kernel(
     # Pointers
@@ -115,6 +145,9 @@ def head_kernel(
     WITH_MARGIN: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    # The product's long side: that of ids, or from 64 rows on, which fill it, that of rows. Then a
+    # thread holds few rows, and little of their statistics.
+    ROWS_LONG: tl.constexpr = BLOCK_R >= 64
     # Tiles of rows come first, so that programs which run together read the same weights.
     pid = tl.program_id(0)
     row = pid % row_tiles * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -140,7 +173,10 @@ def head_kernel(
         ids = start + tl.arange(0, BLOCK_V)
         weight_row = tl.minimum(ids, vocab - 1).to(tl.int64)
         weight_at = weight_ptr + weight_row[:, None] * stride_weight + k[None, :]
-        acc = tl.zeros([BLOCK_V, BLOCK_R], tl.float32)
+        if ROWS_LONG:
+            acc = tl.zeros([BLOCK_R, BLOCK_V], tl.float32)
+        else:
+            acc = tl.zeros([BLOCK_V, BLOCK_R], tl.float32)
         for first in tl.range(0, features, BLOCK_K, num_stages=STAGES):
             if EVEN_K:
                 hidden = tl.load(hidden_at + first)
@@ -149,9 +185,17 @@ def head_kernel(
                 inside = (first + k < features)[None, :]
                 hidden = tl.load(hidden_at + first, mask=inside, other=0.0)
                 weight = tl.load(weight_at + first, mask=inside, other=0.0)
-            acc = tl.dot(weight, tl.trans(hidden), acc, input_precision="ieee")
-        x = acc.to(weight_ptr.dtype.element_ty).to(tl.float32)
-        x = tl.where((ids < vocab)[:, None], x, float("-inf"))
+            if ROWS_LONG:
+                acc = tl.dot(hidden, tl.trans(weight), acc, input_precision="ieee")
+            else:
+                acc = tl.dot(weight, tl.trans(hidden), acc, input_precision="ieee")
+        if ROWS_LONG:
+            acc = tl.trans(acc)
+        # As tl.where after the rounding, but of float16 the compiler would round before the product
+        # is there, and make each matrix instruction wait.
+        bound = tl.where(ids < vocab, float("inf"), float("-inf"))
+        x = tl.minimum(acc, bound[:, None], propagate_nan=tl.PropagateNan.ALL)
+        x = x.to(weight_ptr.dtype.element_ty).to(tl.float32)
 
         # Between tiles only a strictly greater logit wins, so that ties go to the lowest id.
         choice = x
@@ -178,8 +222,9 @@ def head_kernel(
         if WITH_ENTROPY:
             # Where decay is 0 the shift may be infinite: finfo.min as a hidden logit, say.
             moved = tl.where(decay > 0, decay * (weighted + log2_shift * total), 0.0)
-            weighted = moved + tl.sum(tl.where(p > 0, log2_p * p, 0.0), 0)
-        total = total * decay + tl.sum(p, 0)
+            terms = tl.where(p > 0, log2_p * p, 0.0)
+            weighted = moved + _sum_over_ids(terms, BLOCK_V, BLOCK_R)
+        total = total * decay + _sum_over_ids(p, BLOCK_V, BLOCK_R)
         peak = new_peak
 
     inside = row < rows
@@ -206,9 +251,13 @@ def _launch(
     banned: Tensor | None,
     entropy: bool,
     margin: bool,
+    numerics: str,
     error: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    partials = _launch_partials(hidden, weight, tokens, mask_id, banned, 0, entropy, margin)
+    if numerics == "fast" and len(hidden) > _config_for(hidden).fused_rows:
+        partials = _library_partials(hidden, weight, tokens, mask_id, banned, entropy, margin)
+    else:
+        partials = _launch_partials(hidden, weight, tokens, mask_id, banned, 0, entropy, margin)
     vocab = weight.shape[0]
     return launch_merge(*partials, tokens, mask_id, banned, vocab, entropy, margin, error)
 
@@ -229,9 +278,10 @@ def _launch_partials(
         return statistics, best_ids
     vocab, features = weight.shape
     config = _config_for(hidden)
-    # Rows that don't divide into whole tiles load element by element: narrow tiles, or they spill.
+    tile = launch.tile_serving(config.tiles, rows)
+    # Rows that don't divide into whole tiles load element by element: few at a time, or they spill.
     even = features % config.block_k == 0
-    row_tiles = triton.cdiv(rows, config.block_r)
+    row_tiles = triton.cdiv(rows, tile.block_r)
     n_banned = 0 if banned is None else banned.numel()
     head_kernel[(row_tiles * n_chunks,)](
         hidden, weight, tokens, banned, statistics, best_ids,
@@ -239,17 +289,47 @@ def _launch_partials(
         first_id, mask_id, n_banned,
         CHUNK=config.chunk,
         BLOCK_V=config.block_v,
-        BLOCK_R=config.block_r,
+        BLOCK_R=tile.block_r,
         BLOCK_K=config.block_k if even else 16,
         EVEN_K=even,
         HAS_TOKENS=tokens is not None,
         HAS_BANNED=n_banned > 0,
         WITH_ENTROPY=entropy,
         WITH_MARGIN=margin,
-        STAGES=config.num_stages,
-        num_warps=config.num_warps,
+        STAGES=tile.num_stages,
+        num_warps=tile.num_warps,
+        enable_fp_fusion=False,  # where products and sums fuse could depend on the tile
     )  # fmt: skip
     return statistics, best_ids
+
+
+def _library_partials(
+    hidden: Tensor,
+    weight: Tensor,
+    tokens: Tensor | None,
+    mask_id: int,
+    banned: Tensor | None,
+    entropy: bool,
+    margin: bool,
+) -> tuple[Tensor, Tensor]:
+    """As `_launch_partials`, of torch's product, a part of the vocabulary after the other.
+
+    The weight is read once, and each part's logits go through one buffer small enough for L2.
+    """
+    rows, vocab = len(hidden), len(weight)
+    wanted = _config_for(hidden).library_logits // rows // 128 * 128
+    ids = min(max(wanted, 128), vocab)
+    columns = [chunks_of(hidden, min(ids, vocab - first)) for first in range(0, vocab, ids)]
+    partials = empty_partials(hidden, rows, sum(columns))
+    logits = hidden.new_empty(rows * ids)
+    for i, first in enumerate(range(0, vocab, ids)):
+        part = weight[first : first + ids]
+        of_part = logits[: rows * len(part)].view(rows, len(part))
+        torch.mm(hidden, part.T, out=of_part)
+        launch_chunks(
+            of_part, *partials, first, i * columns[0], tokens, mask_id, banned, entropy, margin
+        )
+    return partials
 
 
 def _config_for(hidden: Tensor) -> launch.LmHeadLaunch:
@@ -257,9 +337,8 @@ def _config_for(hidden: Tensor) -> launch.LmHeadLaunch:
 
 
 def _empty_partials(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    size = (hidden.shape[0], triton.cdiv(weight.shape[0], _config_for(hidden).chunk))
-    statistics = hidden.new_empty((5, *size), dtype=torch.float32)
-    return statistics, hidden.new_empty(size, dtype=torch.int32)
+    chunks = triton.cdiv(weight.shape[0], _config_for(hidden).chunk)
+    return empty_partials(hidden, hidden.shape[0], chunks)
 
 
 # --- ops
@@ -291,15 +370,16 @@ def _lm_head_confidence_op(
     banned: Tensor | None,
     entropy: bool,
     margin: bool,
+    numerics: str,
     error: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     check_banned_ids(banned, weight.shape[0])
     implementation = _IMPLEMENTATIONS[backend_for(hidden)]
-    return implementation(hidden, weight, tokens, mask_id, banned, entropy, margin, error)
+    return implementation(hidden, weight, tokens, mask_id, banned, entropy, margin, numerics, error)
 
 
 @_lm_head_confidence_op.register_fake
-def _(hidden, weight, tokens, mask_id, banned, entropy, margin, error):
+def _(hidden, weight, tokens, mask_id, banned, entropy, margin, numerics, error):
     return empty_statistics(hidden, entropy, margin)
 
 
@@ -356,20 +436,24 @@ def lm_head_confidence(
     banned: Tensor | None = None,
     entropy: bool = False,
     margin: bool = False,
+    numerics: str = "invariant",
     error: Tensor | None = None,
 ) -> Confidence:
-    """What `confidence(linear(hidden, weight), ...)` gives, without logits in memory.
+    """What `confidence(linear(hidden, weight), ...)` gives, without logits [rows, vocab] in memory.
 
     Args:
         hidden: bfloat16, float16 or float32 [rows, features]; rows may lie any distance apart.
         weight: [vocab, features] in hidden's dtype; rows as there. At most 2**24 of them.
-        tokens, mask_id, banned, entropy, margin, error: as for `confidence`. Of tiles of 32 rows
-            without a mask the product is not computed either.
+        tokens, mask_id, banned, entropy, margin, error: as for `confidence`. Of a tile of rows
+            without a mask, 16 to 128 of them, the product is not computed either.
+        numerics: "invariant" (a row's bits depend on that row and the weight alone; on a CPU at a
+            fixed number of threads), or "fast", which for more rows than `launch.LM_HEAD` says
+            takes torch's product, its logits 16 MiB at a time.
 
     Skipped rows, bans, ties, NaN and infinities are as there; NaN may come of the product. On CUDA
     the product's sums are taken in another order than in `linear`, so a logit may round otherwise
     and two that are that close may change places. The torch backend has the bits of the two calls,
-    and never more than the logits of 32 rows.
+    and holds at most 2**25 logits at a time, or those of 32 rows.
 
     Raises:
         TypeError, ValueError: a dtype, shape, stride or device does not fit; the message names it.
@@ -378,10 +462,12 @@ def lm_head_confidence(
     check_rows_and_bans(hidden.shape[0], hidden.device, tokens, mask_id, banned)
     check_bool("entropy", entropy)
     check_bool("margin", margin)
+    if numerics not in NUMERICS:
+        raise ValueError(f"numerics is {numerics!r}; it must be one of {', '.join(NUMERICS)}")
     error_word.check_error_word(error, hidden.device)
     mask_id = -1 if mask_id is None else mask_id
     results = _lm_head_confidence_op(
-        hidden, weight, tokens, mask_id, banned, entropy, margin, error
+        hidden, weight, tokens, mask_id, banned, entropy, margin, numerics, error
     )
     return as_confidence(results, entropy, margin)
 

@@ -22,6 +22,8 @@ def block_attention(
     block_table: Tensor | None,
     k: Tensor | None,
     v: Tensor | None,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
     lead: int,
     draft_length: int,
     scale: float,
@@ -43,6 +45,9 @@ def block_attention(
         cached_keys, cached_values = (
             _in_order(cache, b, block_table, context + most, error) for cache in (k_cache, v_cache)
         )
+        if k_scale is not None:
+            cached_keys = cached_keys.double() * k_scale[:, None]
+            cached_values = cached_values.double() * v_scale[:, None]
         for i in range(block):
             own, fresh = _visible(i, block, k is None, lead, draft_length)
             keys, values = cached_keys[: context + own], cached_values[: context + own]
@@ -88,8 +93,111 @@ def _in_order(
     return gathered
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    return (x.double() @ weight.double().T).to(x.dtype)
+def linear(x: Tensor, values: Tensor, scales: Tensor | None = None, kind: str = "plain") -> Tensor:
+    weight = values.double()
+    if kind == "int4":
+        low, high = (values % 16, values // 16)
+        groups = torch.stack([low.unflatten(1, (-1, 64)), high.unflatten(1, (-1, 64))], 2)
+        weight = (groups.flatten(2).double() - 8) * scales.double()[..., None]
+        weight = weight.flatten(1)[:, : x.shape[1]]
+    elif kind != "plain":
+        weight *= scales.double()[:, None]
+    return (x.double() @ weight.T).to(x.dtype)
+
+
+def _added_up(sums: Tensor, dtype: torch.dtype) -> Tensor:
+    """Partial sums [segments, ...] one after the other in float32, as they are defined."""
+    total = torch.zeros_like(sums[0], dtype=torch.float32)
+    for segment in sums:
+        total += segment
+    return total.to(dtype)
+
+
+def residual_norm(
+    residual: Tensor, sums: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    out, normed = residual.clone(), torch.empty_like(residual)
+    for row in range(len(residual)):
+        if sums is not None:
+            update = _added_up(sums[:, row], residual.dtype)
+            out[row] = residual[row].double() + update.double()
+        x = out[row].double()
+        normed[row] = x / (x.square().mean() + eps).sqrt() * weight.double()
+    return (residual.new_empty(0) if sums is None else out), normed
+
+
+def gated_silu(sums: Tensor, dtype: torch.dtype) -> Tensor:
+    out = sums.new_empty((sums.shape[1], sums.shape[2] // 2), dtype=dtype)
+    for row in range(len(out)):
+        product = _added_up(sums[:, row], dtype).double()
+        gate, up = product[: len(product) // 2], product[len(product) // 2 :]
+        out[row] = (gate * gate.sigmoid()).to(dtype).double() * up
+    return out
+
+
+def rope_kv_write(
+    sums: Tensor,
+    dtype: torch.dtype,
+    cos: Tensor,
+    sin: Tensor,
+    query_scale: Tensor,
+    kv_heads: int,
+    k_cache: Tensor | None,
+    v_cache: Tensor | None,
+    context_lens: Tensor | None,
+    block_table: Tensor | None,
+    lead: int,
+    draft_length: int,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    error: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _, batch, block, features = sums.shape
+    head_dim = 2 * cos.shape[-1]
+    heads = _added_up(sums, dtype).view(batch, block, features // head_dim, head_dim)
+    for b in range(batch):
+        for i in range(block):
+            turn = torch.complex(cos[b, i].double(), sin[b, i].double())
+            for h in range(heads.shape[2] - kv_heads):
+                first, second = heads[b, i, h].double().view(2, -1)
+                turned = torch.complex(first, second) * turn
+                if h < heads.shape[2] - 2 * kv_heads:
+                    turned *= query_scale[b, i]
+                heads[b, i, h] = torch.cat([turned.real, turned.imag])
+    q, k, v = heads.split([heads.shape[2] - 2 * kv_heads, kv_heads, kv_heads], 2)
+    q, k, v = q.clone(), k.clone(), v.clone()
+    if k_cache is None:
+        return q, k, v
+    for b in range(batch):
+        kept = [i for i in range(block) if i < lead or not draft_length]
+        kept += range(lead, block, draft_length) if draft_length else []
+        for place, i in enumerate(kept):
+            position = int(context_lens[b]) + place
+            for cache, x, scale in ((k_cache, k[b, i], k_scale), (v_cache, v[b, i], v_scale)):
+                if scale is not None:
+                    x = (x.double() / scale[:, None].double()).clamp(-448, 448)
+                _cached_at(cache, b, block_table, position, error).copy_(x)
+        if int(context_lens[b]) < 0 and error is not None:
+            error |= error_word.LENGTH_OUT_OF_RANGE
+    return (q, k, v) if draft_length else (q, q.new_empty(0), q.new_empty(0))
+
+
+def _cached_at(
+    cache: Tensor, b: int, block_table: Tensor | None, position: int, error: Tensor | None
+) -> Tensor:
+    """Where a request's key or value [kv_heads, head_dim] of a position lies."""
+    capacity = cache.shape[1] if block_table is None else block_table.shape[1] * cache.shape[1]
+    if not 0 <= position < capacity:
+        position = min(max(position, 0), capacity - 1)
+        if error is not None:
+            error |= error_word.LENGTH_OUT_OF_RANGE
+    if block_table is None:
+        return cache[b, position]
+    pages, page_size = cache.shape[:2]
+    page = int(block_table[b, position // page_size])
+    if not 0 <= page < pages and error is not None:
+        error |= error_word.PAGE_OUT_OF_RANGE
+    return cache[min(max(page, 0), pages - 1), position % page_size]
 
 
 def confidence(
@@ -163,6 +271,7 @@ def lm_head_confidence(
     banned: Tensor | None,
     entropy: bool,
     margin: bool,
+    numerics: str,
     error: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return confidence(linear(hidden, weight), tokens, mask_id, banned, entropy, margin, error)

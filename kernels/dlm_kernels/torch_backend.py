@@ -15,6 +15,8 @@ from torch import Tensor
 
 from . import error_word, launch
 from .noise import RANDOM_CONFIDENCE, RENOISE, philox, random_ids, uniform
+from .partial_sums import PartialSums
+from .quantized_weight import QuantizedWeight
 from .rules import ENTROPY_UNITS
 
 # Of invariant attention: positions and keys a tile.
@@ -22,6 +24,7 @@ _TILE_ROWS, _TILE_KEYS = 16, 64
 
 _LINEAR_ROWS = 32  # rows a matrix product, always: its rounding depends on their number
 _CACHED_WEIGHTS = 2**20
+_HEAD_LOGITS = 2**25  # 128 MiB of float32
 
 
 def block_attention(
@@ -32,6 +35,8 @@ def block_attention(
     block_table: Tensor | None,
     k: Tensor | None,
     v: Tensor | None,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
     lead: int,
     draft_length: int,
     scale: float,
@@ -63,6 +68,10 @@ def block_attention(
             pages = entries.clamp(0, len(k_cache) - 1)
             error_word.set_where(error, pages != entries, error_word.PAGE_OUT_OF_RANGE)
             keys, values = (x[pages].flatten(0, 1)[:seen] for x in (k_cache, v_cache))
+        if k_scale is not None:
+            keys, values = keys.float() * k_scale[:, None], values.float() * v_scale[:, None]
+            if numerics == "fast":
+                keys, values = keys.to(q.dtype), values.to(q.dtype)
         if k is not None and not draft_length:
             keys, values = torch.cat([keys, k[b]]), torch.cat([values, v[b]])
         hidden = None
@@ -179,20 +188,103 @@ def _tiles_of(segment: _Segment, rows: int) -> Iterator[_Segment]:
         yield _Segment(keys, values, segment.begin, segment.end, columns)
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    rows = x.shape[0]
+def linear(x: Tensor, values: Tensor, scales: Tensor | None = None, kind: str = "plain") -> Tensor:
+    (rows, in_features), dtype = x.shape, x.dtype
+    if kind != "plain":
+        x = x.float()  # scales * values is not rounded to fewer bits
     padded = x
     if rows % _LINEAR_ROWS:
         padded = F.pad(x, (0, 0, 0, -rows % _LINEAR_ROWS))
-    out = x.new_empty((len(padded), weight.shape[0]))
+    out = x.new_empty((len(padded), values.shape[0]))
     # As many features at a time as stay in a cache while all rows pass by.
-    features = max(64, _CACHED_WEIGHTS // weight.shape[1])
-    for begin in range(0, weight.shape[0], features):
-        part = weight[begin : begin + features].T
+    features = max(64, _CACHED_WEIGHTS // in_features)
+    for begin in range(0, values.shape[0], features):
+        part = values[begin : begin + features]
+        if kind != "plain":
+            its_scales = scales[begin : begin + features]
+            part = QuantizedWeight(part, its_scales, kind, in_features).dequantized()
+        part = part.T
         for first in range(0, len(padded), _LINEAR_ROWS):
             at = slice(first, first + _LINEAR_ROWS)
             torch.mm(padded[at], part, out=out[at, begin : begin + features])
-    return out[:rows]
+    return out[:rows].to(dtype)
+
+
+def residual_norm(
+    residual: Tensor, sums: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    out = residual.new_empty(0)
+    if sums is not None:
+        residual = out = residual + PartialSums(sums, residual.dtype).total()
+    return out, F.rms_norm(residual, weight.shape, weight, eps)
+
+
+def gated_silu(sums: Tensor, dtype: torch.dtype) -> Tensor:
+    gate, up = PartialSums(sums, dtype).total().chunk(2, -1)
+    if gate.device.type == "cpu":
+        # F.silu gives the elements behind the last whole vector other bits; exp does not.
+        gate = gate.float()
+        gate = (gate / (1 + torch.exp(-gate))).to(dtype)
+    else:
+        gate = F.silu(gate)
+    return gate * up
+
+
+def rope_kv_write(
+    sums: Tensor,
+    dtype: torch.dtype,
+    cos: Tensor,
+    sin: Tensor,
+    query_scale: Tensor,
+    kv_heads: int,
+    k_cache: Tensor | None,
+    v_cache: Tensor | None,
+    context_lens: Tensor | None,
+    block_table: Tensor | None,
+    lead: int,
+    draft_length: int,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    error: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    heads = PartialSums(sums, dtype).total().unflatten(-1, (-1, 2 * cos.shape[-1]))
+    q, k, v = heads.split([heads.shape[2] - 2 * kv_heads, kv_heads, kv_heads], 2)
+    cos, sin, query_scale = cos[:, :, None], sin[:, :, None], query_scale[:, :, None, None]
+    q, k = _rotated(q, cos * query_scale, sin * query_scale), _rotated(k, cos, sin)
+    v = v.clone(memory_format=torch.contiguous_format)
+    if k_cache is None:
+        return q, k, v
+
+    block = q.shape[1]
+    row = torch.arange(block, device=q.device)
+    kept = row
+    if draft_length:
+        kept = torch.cat([row[:lead], row[lead::draft_length]])
+    request = torch.arange(len(q), device=q.device)[:, None]
+    lengths = context_lens[:, None].long()
+    capacity = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
+    fault = (lengths < 0) | (lengths > capacity - len(kept))
+    error_word.set_where(error, fault, error_word.LENGTH_OUT_OF_RANGE)
+    slot = (lengths + row[: len(kept)]).clamp(0, capacity - 1)
+    if block_table is not None:
+        pages, page_size = k_cache.shape[:2]
+        entry = block_table.gather(1, slot // page_size).long()
+        request, slot = entry.clamp(0, pages - 1), slot % page_size
+        error_word.set_where(error, request != entry, error_word.PAGE_OUT_OF_RANGE)
+    for cache, x, scale in ((k_cache, k, k_scale), (v_cache, v, v_scale)):
+        x = x[:, kept]
+        if scale is not None:
+            x = (x.float() / scale[:, None]).clamp(-448, 448).to(cache.dtype)
+            cache, x = cache.view(torch.uint8), x.view(torch.uint8)  # no float8 is indexed
+        cache[request, slot] = x
+    return (q, k, v) if draft_length else (q, q.new_empty(0), q.new_empty(0))
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Heads [..., head_dim] turned by angles [..., head_dim / 2]."""
+    first, second = x.float().chunk(2, -1)
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat(rotated, -1).to(x.dtype)
 
 
 def confidence(
@@ -266,15 +358,25 @@ def lm_head_confidence(
     banned: Tensor | None,
     entropy: bool,
     margin: bool,
+    numerics: str,
     error: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    product = F.linear if numerics == "fast" else linear
+    rows = _head_rows(len(weight))
     groups = []
-    for first in range(0, max(len(hidden), 1), _LINEAR_ROWS):
-        at = slice(first, first + _LINEAR_ROWS)
-        logits = linear(hidden[at], weight)
+    for first in range(0, max(len(hidden), 1), rows):
+        at = slice(first, first + rows)
+        logits = product(hidden[at], weight)
         own_tokens = None if tokens is None else tokens[at]
         groups.append(confidence(logits, own_tokens, mask_id, banned, entropy, margin, error))
     return tuple(torch.cat(group) for group in zip(*groups, strict=True))
+
+
+def _head_rows(vocab: int) -> int:
+    """Rows of logits that are in memory at a time: whole groups of a product, for each of them
+    reads the weight.
+    """
+    return max(1, _HEAD_LOGITS // vocab // _LINEAR_ROWS) * _LINEAR_ROWS
 
 
 def lm_head_partials(
@@ -297,8 +399,9 @@ def lm_head_partials(
         bans = bans[(bans >= 0) & (bans < vocab)]
     statistics = hidden.new_empty((5, rows, n_chunks), dtype=torch.float32)
     best_ids = hidden.new_empty((rows, n_chunks), dtype=torch.int32)
-    for first in range(0, rows, _LINEAR_ROWS):
-        at = slice(first, first + _LINEAR_ROWS)
+    group = _head_rows(vocab)
+    for first in range(0, rows, group):
+        at = slice(first, first + group)
         peaks, totals, bests, seconds, weighteds = statistics[:, at]
         logits = linear(hidden[at], weight).float()
         flat = F.pad(logits, (0, n_chunks * chunk - vocab), value=-math.inf)

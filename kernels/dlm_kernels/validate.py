@@ -65,3 +65,17 @@ def check_number(name: str, value: float) -> None:
     """Raise unless `value` is a real number of the host, not a tensor."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}; it must be a number")
+
+
+def check_draft_groups(draft_groups: tuple[int, int], block: int) -> tuple[int, int]:
+    """(causal rows before the groups, rows a group) of a block with draft groups, or an error."""
+    if not isinstance(draft_groups, tuple) or len(draft_groups) != 2:
+        raise TypeError(f"draft_groups is {draft_groups!r}; it must be a tuple (n, length)")
+    groups, length = draft_groups
+    check_int("draft_groups[0]", groups, 1, MAX_DRAFT_ROWS)
+    check_int("draft_groups[1]", length, 2, MAX_DRAFT_ROWS)
+    if groups * length > block:
+        raise ValueError(
+            f"draft_groups is {draft_groups}: {groups * length} rows; the block has {block}"
+        )
+    return block - groups * length, length

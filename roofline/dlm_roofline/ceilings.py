@@ -2,14 +2,16 @@
 
 Bandwidth streams over buffers many times the size of the caches, matrix products take random data:
 zeros would flatter a GPU, whose clock depends on how many bits flip. Weights and context are only
-read, so the read-only stream is the roof of a forward; copy and write stand beside it.
+read, so the read-only stream is the roof of a forward; copy and write stand beside it. On a
+GPU exponentials have units of their own, few enough to bound a kernel that reads much faster than
+it can take them.
 """
 
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -17,6 +19,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .predict import Roof
 
 STREAM_BYTES = {"cpu": 512 << 20, "cuda": 4 << 30}
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
@@ -26,12 +30,16 @@ MATMUL_DTYPES = {
 }
 RUNS = 15
 
-_TILES, _TILE = 16, 4096  # of the kernel that reads
+_TILES, _TILE = 16, 4096  # of the kernel that reads; the one of exponentials has tiles as wide
+_EXPS_EACH = 256  # exponentials after one another of each element, a launch
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """A rate, in bytes/s or FLOP/s: the best of `runs` runs, which is the roof, and the median."""
+    """A rate, of bytes, FLOPs or exponentials a second.
+
+    best: of `runs` runs, which is the roof; median: of the same runs.
+    """
 
     best: float
     median: float
@@ -40,21 +48,37 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """read, copy (bytes in plus bytes out) and write in bytes/s; matmul in FLOP/s by dtype."""
+    """read, copy (bytes in plus bytes out) and write in bytes/s; matmul in FLOP/s by dtype.
+
+    exps: exponentials/s; None where it was not measured: on a host, and in older records.
+    """
 
     read: Ceiling
     copy: Ceiling
     write: Ceiling
     matmul: dict[str, Ceiling]
+    exps: Ceiling | None = None
+
+    def roof(self, dtype: str) -> Roof:
+        """The measured roof over work in `dtype`."""
+        return Roof(self.read.best, self.matmul[dtype].best, self.exps and self.exps.best)
 
 
 @dataclass(frozen=True)
 class Datasheet:
-    """A vendor's figures: bandwidth in bytes/s, dense matrix products in FLOP/s by dtype."""
+    """A vendor's figures: bandwidth in bytes/s, dense matrix products in FLOP/s by dtype.
+
+    exps: exponentials/s; None where no figure is at hand.
+    """
 
     bandwidth: float
     matmul: dict[str, float]
     source: str
+    exps: float | None = None
+
+    def roof(self, dtype: str) -> Roof:
+        """The vendor's roof over work in `dtype`."""
+        return Roof(self.bandwidth, self.matmul[dtype], self.exps)
 
 
 def _datasheet(tb_s: float, half: float, tf32: float, fp32: float, source: str) -> Datasheet:
@@ -69,7 +93,12 @@ DATASHEETS = {
     "NVIDIA A100-SXM4-80GB": _datasheet(2.039, 312, 156, 19.5, "NVIDIA A100 80GB datasheet"),
     "NVIDIA A100 80GB PCIe": _datasheet(1.935, 312, 156, 19.5, "NVIDIA A100 80GB datasheet"),
     "NVIDIA H100 80GB HBM3": _datasheet(3.35, 989.4, 494.7, 66.9, "NVIDIA H100 datasheet, SXM"),
-    "NVIDIA H200": _datasheet(4.8, 989.4, 494.7, 66.9, "NVIDIA H200 datasheet, SXM"),
+    # 16 special functions an SM and clock (CUDA C++ programming guide, "Arithmetic Instructions",
+    # compute capability 9.0), 132 SMs, at the 1.755 GHz that matrix products leave.
+    "NVIDIA H200": replace(
+        _datasheet(4.8, 989.4, 494.7, 66.9, "NVIDIA H200 datasheet, SXM"),
+        exps=16 * 132 * 1.755e9,
+    ),
     "NVIDIA B200": _datasheet(8.0, 2250, 1100, 80, "NVIDIA Blackwell architecture brief, HGX B200"),
 }
 
@@ -131,7 +160,13 @@ def measure_ceilings(device: torch.device, *, runs: int = RUNS) -> Ceilings:
             continue
         with _float32_precision(name):
             matmul[name] = rate(2.0 * size**3, _matmul(name, size, device))
-    return Ceilings(max(reads, key=lambda ceiling: ceiling.best), copy, write, matmul)
+    read = max(reads, key=lambda ceiling: ceiling.best)
+    exps = None
+    if device.type == "cuda":
+        programs = 16 * torch.cuda.get_device_properties(device).multi_processor_count
+        out = torch.empty(programs, device=device)
+        exps = rate(programs * _TILE * _EXPS_EACH, lambda: exponentials(out, _EXPS_EACH))
+    return Ceilings(read, copy, write, matmul, exps)
 
 
 def _bandwidths(device: torch.device, rate) -> tuple[list[Ceiling], Ceiling, Ceiling]:
@@ -166,6 +201,21 @@ def partial_sums(x: Tensor) -> Tensor:
     """Sum a float32 tensor of a multiple of 65536 elements, one partial sum a program."""
     out = x.new_empty(x.numel() // (_TILES * _TILE))
     _read_kernel[out.shape](x, out, TILES=_TILES, TILE=_TILE, num_warps=8)
+    return out
+
+
+@triton.jit(do_not_specialize=["times"])
+def _exp_kernel(out_ptr, times, TILE: tl.constexpr):
+    pid = tl.program_id(0)
+    x = tl.arange(0, TILE).to(tl.float32) / TILE
+    for _ in range(times):
+        x = tl.exp2(-x)  # settles near 0.64, where no exponential is denormal
+    tl.store(out_ptr + pid, tl.sum(x, 0))
+
+
+def exponentials(out: Tensor, times: int) -> Tensor:
+    """Take `times` exponentials of each of 4096 numbers for each element of `out`: their sums."""
+    _exp_kernel[out.shape](out, times, TILE=_TILE, num_warps=8)
     return out
 
 

@@ -1,6 +1,7 @@
 """The roofline's arithmetic: the least time a cost can take, and where a step meets the ridge.
 
-    time = max(bytes / bandwidth, FLOPs / peak)        ridge = peak / bandwidth, in FLOP/byte
+    time = max(bytes / bandwidth, FLOPs / peak, exponentials / their rate)
+    ridge = peak / bandwidth, in FLOP/byte
 
 Stages run one after the other, so a step's least time is the sum of its stages'. Everything here is
 a prediction; nothing is measured.
@@ -21,10 +22,12 @@ class Roof:
 
     bandwidth: bytes/s of a read-only stream, since weights and context are only read.
     peak: FLOP/s of a matrix product.
+    exps: exponentials a second; None where nobody has measured it, and nothing is bounded by it.
     """
 
     bandwidth: float
     peak: float
+    exps: float | None = None
 
     @property
     def ridge(self) -> float:
@@ -37,11 +40,20 @@ class Roof:
 
     def seconds(self, cost: Cost) -> float:
         """Least time of one piece of work."""
-        return max(cost.bytes / self.bandwidth, cost.flops / self.peak)
+        return max(self._times(cost).values())
 
     def holder(self, cost: Cost) -> str:
-        """Which ceiling holds the work: "memory" or "compute"."""
-        return "memory" if cost.intensity < self.ridge else "compute"
+        """Which ceiling holds the work: "memory", "compute" or "exponentials"."""
+        times = self._times(cost)
+        return max(times, key=lambda name: times[name])
+
+    def _times(self, cost: Cost) -> dict[str, float]:
+        """Seconds that each ceiling asks for."""
+        return {
+            "compute": cost.flops / self.peak,
+            "memory": cost.bytes / self.bandwidth,
+            "exponentials": 0.0 if self.exps is None else cost.exps / self.exps,
+        }
 
     def step_seconds(self, stages: Mapping[str, Cost]) -> float:
         """Least time of stages that run one after the other."""

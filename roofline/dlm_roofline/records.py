@@ -71,7 +71,7 @@ class Row:
     kind: "op", or of a model: "stage" or "step".
     model: a key of `Record.models`; None for ops.
     shape: sizes by name; of stages and steps batch, block and context.
-    flops, bytes: the compulsory cost.
+    flops, bytes, exps: the compulsory cost; None exponentials in older records, which count none.
     """
 
     kind: str
@@ -83,6 +83,7 @@ class Row:
     bytes: float
     timing: Timing
     peers: list[Peer] = field(default_factory=list)
+    exps: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -92,7 +93,7 @@ class Row:
 
     @property
     def cost(self) -> Cost:
-        return Cost(self.flops, self.bytes)
+        return Cost(self.flops, self.bytes, self.exps or 0.0)
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class Record:
 
     def roof(self, dtype: str) -> Roof:
         """The measured roof over work in `dtype`."""
-        return Roof(self.ceilings.read.best, self.ceilings.matmul[dtype].best)
+        return self.ceilings.roof(dtype)
 
     def floor(self, row: Row) -> float:
         """Least seconds the measured roof allows, a prediction: of a step, the sum over stages."""
@@ -237,6 +238,8 @@ def _decoded(kind: object, value: object, name: str) -> object:
         hints = typing.get_type_hints(kind)
         decoded = {}
         for each in fields(kind):
+            if each.name not in given and each.default is None:
+                continue  # what older records lack
             if each.name not in given:
                 raise ValueError(f"{name}.{each.name} is missing")
             decoded[each.name] = _decoded(

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from dlm_bench import cases
-from dlm_bench.cases import attention_case, confidence_case, difference, remask_case
+from dlm_bench.cases import (
+    attention_case,
+    confidence_case,
+    difference,
+    lm_head_case,
+    remask_case,
+)
 from dlm_bench.steps import StepBench
 from dlm_core import PRESETS, random_model
 
@@ -22,11 +28,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         lambda: confidence_case(2, torch.float32),
         lambda: confidence_case(2, torch.float32, all_statistics=True),
+        lambda: lm_head_case(2, 40, torch.float32, config=PRESETS["tiny"]),
         lambda: remask_case(5, torch.float32),
         lambda: attention_case(2, 0, torch.float32),
         lambda: attention_case(2, 77, torch.float32),
     ],
-    ids=["confidence", "all statistics", "remask", "attention", "attention with context"],
+    ids=["confidence", "all statistics", "head", "remask", "attention", "attention with context"],
 )
 def test_peers_agree_with_the_op(small: None, case) -> None:
     torch.manual_seed(1)

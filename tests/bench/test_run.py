@@ -44,6 +44,7 @@ def test_quick_run_leaves_a_whole_record(tmp_path: Path, capsys, small_ceilings:
     assert {row.name for row in record.rows if row.kind == "op"} == {
         "confidence",
         "confidence, all statistics",
+        "lm_head_confidence",
         "remask_scatter",
         "block_attention",
     }
@@ -78,7 +79,7 @@ def test_an_interrupted_run_keeps_what_it_has(
     closing = json.loads(out.out.splitlines()[-1])
     record = load(closing["record"])
     assert not record.complete and not closing["complete"]
-    assert len(record.rows) == 4 and closing["steps"] == []
+    assert len(record.rows) == 5 and closing["steps"] == []
     assert "cut short" in out.out
 
 

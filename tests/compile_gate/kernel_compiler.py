@@ -22,6 +22,7 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 from dlm_kernels import launch
 
 _BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_COMPILED: dict[tuple[str, str, str], "CompiledKernel"] = {}  # by architecture, source, options
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class CompiledKernel:
     arch: str
     constants: dict
     shared: int  # bytes a program
+    ttgir: str = field(repr=False)  # the program over threads, before it is machine code
     cubin: bytes = field(repr=False)
 
     @cached_property
@@ -102,12 +104,17 @@ def _compile(arch: str, kernel: JITFunction, args: tuple, kwargs: dict) -> Compi
         backend, {**kwargs, "debug": False}, bound, specialization, options
     )
     source = ASTSource(kernel, signature, constants, attrs)
+    key = arch, source.hash(), options.hash()
+    if key in _COMPILED:
+        return _COMPILED[key]
     compiled = triton.compile(source, target=target, options=options.__dict__)
     names = [parameter.name for parameter in kernel.params]
-    return CompiledKernel(
+    _COMPILED[key] = CompiledKernel(
         name=kernel.__name__,
         arch=arch,
         constants={names[path[0]]: value for path, value in constants.items()},
         shared=compiled.metadata.shared,
+        ttgir=compiled.asm["ttgir"],
         cubin=compiled.asm["cubin"],
     )
+    return _COMPILED[key]

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from kernel_compiler import CompiledKernel, compile_launches
 
 from dlm_kernels import launch, rules
@@ -17,9 +19,12 @@ ARCHS = list(launch.SHARED_MEMORY)
 # As __init__ binds each op's function to its module's name, modules are imported by path.
 attention = importlib.import_module("dlm_kernels.block_attention")
 confidence = importlib.import_module("dlm_kernels.confidence")
+gated_silu = importlib.import_module("dlm_kernels.gated_silu")
 linear = importlib.import_module("dlm_kernels.linear")
 lm_head = importlib.import_module("dlm_kernels.lm_head_confidence")
 remask_scatter = importlib.import_module("dlm_kernels.remask_scatter")
+residual_norm = importlib.import_module("dlm_kernels.residual_norm")
+rope_kv_write = importlib.import_module("dlm_kernels.rope_kv_write")
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
@@ -37,17 +42,23 @@ def attention_launcher(
     lse: bool = False,
     page_size: int | None = None,
     draft_length: int = 0,
+    batch: int = 2,
+    float8: bool = False,
 ) -> Callable[[], object]:
-    """The 8B model's heads: 32 query heads on 8 KV heads."""
-    cache, table = empty(2, capacity, 8, head_dim, dtype=dtype), None
+    """The 8B model's heads: 32 query heads on 8 KV heads. From batch 16 on one program walks."""
+    cache_dtype, scale = (
+        (torch.float8_e4m3fn, empty(8, dtype=torch.float32)) if float8 else (dtype, None)
+    )
+    cache, table = empty(batch, capacity, 8, head_dim, dtype=cache_dtype), None
     if page_size:
-        table = empty(2, capacity // page_size)
-        cache = empty(2 * capacity // page_size, page_size, 8, head_dim, dtype=dtype)
-    fresh = None if causal else empty(2, block, 8, head_dim, dtype=dtype)
+        table = empty(batch, capacity // page_size)
+        cache = cache.view(-1, page_size, 8, head_dim)
+    fresh = None if causal else empty(batch, block, 8, head_dim, dtype=dtype)
     context_limit = capacity - (block if causal or draft_length else 0)
     arguments = (
-        empty(2, block, 32, head_dim, dtype=dtype), cache, cache, empty(2), table, fresh, fresh,
-        0, draft_length, head_dim**-0.5, numerics, context_limit, lse, empty(1),
+        empty(batch, block, 32, head_dim, dtype=dtype), cache, cache, empty(batch), table, fresh,
+        fresh, scale, scale, 0, draft_length, head_dim**-0.5, numerics, context_limit, lse,
+        empty(1),
     )  # fmt: skip
     return lambda: attention._launch(*arguments)
 
@@ -61,11 +72,24 @@ def confidence_launcher(
 
 
 def linear_launcher(
-    in_features: int, out_features: int, dtype: torch.dtype = torch.bfloat16
+    in_features: int,
+    out_features: int,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    rows: int = 32,
+    kind: str = "plain",
 ) -> Callable[[], object]:
-    x = empty(32, in_features, dtype=dtype)
-    weight = empty(out_features, in_features, dtype=dtype)
-    return lambda: linear._launch(x, weight)
+    x, scales = empty(rows, in_features, dtype=dtype), empty(out_features, dtype=torch.float32)
+    columns, groups = in_features, -(-in_features // 128)
+    if kind == "int4":
+        columns, scales = 64 * groups, empty(out_features, groups, dtype=torch.float32)
+    stored = {"fp8": torch.float8_e4m3fn, "int8": torch.int8, "int4": torch.uint8}.get(kind, dtype)
+    values = empty(out_features, columns, dtype=stored)
+    return lambda: linear._launch(x, values, None if kind == "plain" else scales, kind)
+
+
+# A row count for each tile of every ladder, and one whose programs walk all segments.
+LINEAR_KINDS, LINEAR_ROWS = ("plain", "fp8", "int8", "int4"), (16, 32, 64, 128, 256, 4096)
 
 
 def lm_head_launcher(
@@ -73,12 +97,14 @@ def lm_head_launcher(
     *,
     extras: bool = False,
     bare: bool = False,
+    rows: int = 32,
     features: int = 4096,
     vocab: int = 131072,
+    numerics: str = "invariant",
 ) -> Callable[[], object]:
-    hidden, weight = empty(32, features, dtype=dtype), empty(vocab, features, dtype=dtype)
-    tokens, banned, error = (None,) * 3 if bare else (empty(32), empty(1), empty(1))
-    arguments = (hidden, weight, tokens, 100, banned, extras, extras, error)
+    hidden, weight = empty(rows, features, dtype=dtype), empty(vocab, features, dtype=dtype)
+    tokens, banned, error = (None,) * 3 if bare else (empty(rows), empty(1), empty(1))
+    arguments = (hidden, weight, tokens, 100, banned, extras, extras, numerics, error)
     return lambda: lm_head._launch(*arguments)
 
 
@@ -101,6 +127,55 @@ def remask_launcher(
     )
 
 
+def sums(segments: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return empty(segments, *shape, dtype=dtype if segments == 1 else torch.float32)
+
+
+def norm_launcher(
+    hidden: int, *, segments: int = 1, dtype: torch.dtype = torch.bfloat16
+) -> Callable[[], object]:
+    """segments 0: the norm alone."""
+    residual, weight = empty(32, hidden, dtype=dtype), empty(hidden, dtype=dtype)
+    update = sums(segments, 32, hidden, dtype=dtype) if segments else None
+    return lambda: residual_norm._launch(residual, update, weight, 1e-5)
+
+
+def silu_launcher(
+    intermediate: int, *, segments: int = 1, dtype: torch.dtype = torch.bfloat16
+) -> Callable[[], object]:
+    gate_up = sums(segments, 32, 2 * intermediate, dtype=dtype)
+    return lambda: gated_silu._launch(gate_up, dtype)
+
+
+def rope_launcher(
+    head_dim: int,
+    *,
+    segments: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    cached: bool = True,
+    page_size: int | None = None,
+    draft_length: int = 0,
+    float8: bool = False,
+) -> Callable[[], object]:
+    """The 8B model's heads, causal unless there is no cache or there are draft groups."""
+    block = 16 * draft_length or 32
+    qkv = sums(segments, 2, block, 48 * head_dim, dtype=dtype)
+    angles, query_scale = (
+        empty(2, block, *size, dtype=torch.float32) for size in ((head_dim // 2,), ())
+    )
+    cache = lengths = table = None
+    if cached:
+        cache_dtype = torch.float8_e4m3fn if float8 else dtype
+        cache, lengths = empty(2, 8192, 8, head_dim, dtype=cache_dtype), empty(2)
+    if page_size:
+        cache, table = cache.view(-1, page_size, 8, head_dim), empty(2, 8192 // page_size)
+    scale = empty(8, dtype=torch.float32) if float8 else None
+    return lambda: rope_kv_write._launch(
+        qkv, dtype, angles, angles, query_scale, 8, cache, cache, lengths, table, 0, draft_length,
+        scale, scale, empty(1),
+    )  # fmt: skip
+
+
 CASES = {
     **{
         f"D{head_dim} {'causal' if causal else 'bidirectional'}": attention_launcher(
@@ -121,6 +196,26 @@ CASES = {
     "D256 paged": attention_launcher(256, page_size=16),
     "D128 drafts": attention_launcher(128, block=272, draft_length=17),
     "D128 drafts paged": attention_launcher(128, block=272, draft_length=17, page_size=16),
+    "D128 walk": attention_launcher(128, batch=16),
+    "D128 walk causal paged": attention_launcher(128, batch=16, causal=True, page_size=16),
+    "D128 walk drafts paged": attention_launcher(
+        128, batch=16, block=272, draft_length=17, page_size=16
+    ),
+    "D64 walk": attention_launcher(64, batch=16),
+    "D128 float8": attention_launcher(128, float8=True),
+    "D128 float8 causal": attention_launcher(128, float8=True, causal=True),
+    "D128 float8 paged": attention_launcher(128, float8=True, page_size=64),
+    "D128 float8 drafts paged": attention_launcher(
+        128, float8=True, batch=16, block=272, draft_length=17, page_size=64
+    ),
+    "D128 float8 fast": attention_launcher(128, float8=True, block=1, numerics="fast", causal=True),
+    "D128 float8 walk": attention_launcher(128, float8=True, batch=16),
+    "D128 float8 walk causal paged": attention_launcher(
+        128, float8=True, batch=16, causal=True, page_size=64
+    ),
+    "D128 float8, fp16 queries": attention_launcher(128, float8=True, dtype=torch.float16),
+    "D64 float8": attention_launcher(64, float8=True),
+    "D256 float8": attention_launcher(256, float8=True),
     "D64 fp16": attention_launcher(64, dtype=torch.float16),
     "D64 fp32": attention_launcher(64, dtype=torch.float32, causal=True),
     "D128 fp32": attention_launcher(128, dtype=torch.float32),
@@ -136,20 +231,76 @@ CASES = {
     "8B's k and v": linear_launcher(4096, 1024),
     "8B's down": linear_launcher(14336, 4096),
     "8B's head": linear_launcher(4096, 131072),
-    "fp16 odd features": linear_launcher(1000, 131, torch.float16),
+    **{
+        f"linear {kind} {rows} rows": linear_launcher(4096, 4096, rows=rows, kind=kind)
+        for kind in LINEAR_KINDS
+        for rows in LINEAR_ROWS
+        if (kind, rows) != ("plain", 32)
+    },
+    **{
+        f"8B's gate and up, {kind} 2048 rows": linear_launcher(4096, 28672, rows=2048, kind=kind)
+        for kind in LINEAR_KINDS
+    },
+    **{
+        f"linear {kind} odd features, {rows} rows": linear_launcher(
+            1001, 4000, torch.float16, rows=rows, kind=kind
+        )
+        for kind in LINEAR_KINDS
+        for rows in (32, 4096)
+    },
     "linear fp32": linear_launcher(512, 1792, torch.float32),
+    "linear fp32 4096 rows": linear_launcher(4096, 4096, torch.float32, rows=4096),
     "head bf16": lm_head_launcher(torch.bfloat16),
     "head bf16 bare": lm_head_launcher(torch.bfloat16, bare=True),
     "head bf16 entropy, margin": lm_head_launcher(torch.bfloat16, extras=True),
     "head bf16 odd sizes": lm_head_launcher(
         torch.bfloat16, extras=True, features=1001, vocab=50257
     ),
+    **{
+        f"head bf16 {rows} rows{', entropy, margin' if extras else ''}": lm_head_launcher(
+            torch.bfloat16, rows=rows, extras=extras
+        )
+        for rows in (16, 64, 2048)
+        for extras in (False, True)
+    },
+    "head bf16 2048 rows, odd sizes": lm_head_launcher(
+        torch.bfloat16, rows=2048, extras=True, features=1001, vocab=50257
+    ),
+    "head bf16 fast": lm_head_launcher(torch.bfloat16, rows=128, numerics="fast"),
     "head bf16 small model": lm_head_launcher(torch.bfloat16, features=192, vocab=2048),
     "head bf16 2**20 ids": lm_head_launcher(torch.bfloat16, extras=True, vocab=2**20),
     "head fp16": lm_head_launcher(torch.float16),
     "head fp16 entropy, margin": lm_head_launcher(torch.float16, extras=True),
     "head fp32": lm_head_launcher(torch.float32),
     "head fp32 entropy, margin": lm_head_launcher(torch.float32, extras=True),
+    "head fp32 2048 rows": lm_head_launcher(torch.float32, rows=2048, extras=True),
+    "norm of 4096": norm_launcher(4096),
+    "norm of 4096 alone": norm_launcher(4096, segments=0),
+    "norm of 4096 in parts": norm_launcher(4096, segments=8),
+    "norm of 192 in parts": norm_launcher(192, segments=8),
+    "norm of 1000 in parts, fp16": norm_launcher(1000, segments=8, dtype=torch.float16),
+    "norm of 2048 in parts": norm_launcher(2048, segments=8),
+    "norm of 16384": norm_launcher(16384),
+    # The wider a product, the fewer its parts: this one comes in two.
+    "norm of 16384 in parts": norm_launcher(16384, segments=4),
+    "norm of 4096, fp32": norm_launcher(4096, dtype=torch.float32),
+    "norm of 16384 in parts, fp32": norm_launcher(16384, segments=4, dtype=torch.float32),
+    "silu of 14336": silu_launcher(14336),
+    "silu of 14336 in parts": silu_launcher(14336, segments=8),
+    "silu of 1001, fp16": silu_launcher(1001, dtype=torch.float16),
+    "silu of 14336 in parts, fp32": silu_launcher(14336, segments=8, dtype=torch.float32),
+    "rope D128": rope_launcher(128),
+    "rope D128 in parts": rope_launcher(128, segments=8),
+    "rope D128 bidirectional": rope_launcher(128, segments=8, cached=False),
+    "rope D128 drafts paged": rope_launcher(128, segments=8, page_size=16, draft_length=17),
+    "rope D16 fp16": rope_launcher(16, segments=8, dtype=torch.float16),
+    "rope D256 paged": rope_launcher(256, segments=8, page_size=64),
+    "rope D256 fp32": rope_launcher(256, segments=8, dtype=torch.float32),
+    "rope D128 float8": rope_launcher(128, segments=8, float8=True),
+    "rope D64 float8 drafts paged": rope_launcher(64, page_size=16, draft_length=17, float8=True),
+    "rope D256 fp32 float8": rope_launcher(
+        256, segments=8, page_size=16, dtype=torch.float32, float8=True
+    ),
     "block 32": remask_launcher(32),
     "block 64, int64 tokens": remask_launcher(64, torch.int64),
     "block 256": remask_launcher(256),
@@ -164,6 +315,13 @@ def count(pattern: str, lines: list[str]) -> int:
     return sum(bool(re.search(pattern, line)) for line in lines)
 
 
+def serialized_products(kernel: CompiledKernel) -> int:
+    """wgmma instructions that are waited for though a tile's product goes on, as ptxas has it where
+    it cannot tell that nothing touches the sum meanwhile. Only the last of each product need be."""
+    waited_for = count(r"\bHGMMA\b.*\bgsb0\b", kernel.sass)
+    return waited_for - kernel.ttgir.count("ttng.warp_group_dot ")
+
+
 def main_loop(kernel: CompiledKernel) -> list[str]:
     """The loop over logits without bans: the shortest that takes exponentials."""
     return min((loop for loop in kernel.loops() if count(r"MUFU\.EX2", loop)), key=len)
@@ -172,12 +330,15 @@ def main_loop(kernel: CompiledKernel) -> list[str]:
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("case", CASES)
 def test_fits_without_spills(case: str, arch: str, report) -> None:
+    if "float8" in case and arch == "sm_80":
+        pytest.skip("sm_80 cannot convert float8, and the launcher refuses it")
     kernels = compile_launches(arch, CASES[case])
     assert kernels, "the launcher launched nothing"
     for kernel in kernels:
         report.add(case, kernel)
         assert kernel.spills == 0 and kernel.usage["LOCAL"] == 0, kernel.usage
         assert kernel.shared <= launch.SHARED_MEMORY[arch]
+        assert serialized_products(kernel) <= 0
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
@@ -190,6 +351,21 @@ def test_hopper_attention_uses_wgmma_and_wide_loads(head_dim: int, causal: bool)
     async_loads = count(r"\bLDGSTS\b", split.sass)
     assert async_loads > 0
     assert count(r"\bLDGSTS\S*\.128", split.sass) == async_loads
+
+
+@pytest.mark.parametrize("page_size", [None, 64])
+def test_hopper_attention_over_float8_loads_half_the_vectors(page_size: int | None) -> None:
+    half, _ = compile_launches("sm_90", attention_launcher(128, float8=True, page_size=page_size))
+    whole, _ = compile_launches("sm_90", attention_launcher(128, page_size=page_size))
+    wide, expected = (count(r"\bLDGSTS\S*\.128", x.sass) for x in (half, whole))
+    assert count(r"\bHGMMA\b", half.sass) > 0
+    assert 2 * wide == expected > 0
+
+
+@pytest.mark.parametrize("float8", [False, True])
+def test_hopper_attention_of_a_large_batch_walks(float8: bool) -> None:
+    (split,) = compile_launches("sm_90", attention_launcher(128, batch=16, float8=float8))
+    assert split.constants["WALK"] and not split.constants["PARTIAL"]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -209,8 +385,15 @@ def test_pages_load_as_wide_and_as_far_ahead_as_a_contiguous_cache(arch: str) ->
         linear_launcher(4096, 131072),
         lm_head_launcher(torch.bfloat16),
         lm_head_launcher(torch.bfloat16, extras=True),
+        lm_head_launcher(torch.bfloat16, rows=2048),
     ],
-    ids=["k and v", "head", "head with confidence", "head with confidence, entropy, margin"],
+    ids=[
+        "k and v",
+        "head",
+        "head with confidence",
+        "head with confidence, entropy, margin",
+        "head with confidence, 2048 rows",
+    ],
 )
 def test_hopper_linear_uses_wgmma_and_wide_loads(launcher: Callable[[], object]) -> None:
     product, *_ = compile_launches("sm_90", launcher)
@@ -219,6 +402,89 @@ def test_hopper_linear_uses_wgmma_and_wide_loads(launcher: Callable[[], object])
     async_loads = count(r"\bLDGSTS\b", product.sass)
     assert async_loads > 0
     assert count(r"\bLDGSTS\S*\.128", product.sass) == async_loads
+
+
+@pytest.mark.parametrize("kind", LINEAR_KINDS)
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_tile_of_linear_multiplies_by_the_same_instructions(kind: str, arch: str) -> None:
+    """Or a row's bits would depend on the number of rows."""
+    families = set()
+    for rows in LINEAR_ROWS:
+        product, *_ = compile_launches(arch, linear_launcher(4096, 4096, rows=rows, kind=kind))
+        assert product.constants["IN_PARTS"] == (rows < 4096)
+        sass = "\n".join(product.sass)
+        shapes = re.findall(r"\b(?:(HGMMA)\.64x\d+x(\d+)|(HMMA)\.(\d+)|(UTCHMMA))\b", sass)
+        families.add(frozenset("".join(shape) for shape in shapes))
+    assert len(families) == 1 and len(families.pop()) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit"), [("plain", 4), ("fp8", 5.1), ("int8", 5.1), ("int4", 3.4)]
+)
+@pytest.mark.parametrize("rows", [16, 32])
+def test_hopper_linear_streams(kind: str, limit: float, rows: int, report) -> None:
+    """A 32-wide instruction counts 32 times. An H200's SM gets 19 weights of one byte or 37 of half
+    a byte a clock and issues for 128 lanes: it has 6.7, or 3.4, for each."""
+    launcher = linear_launcher(4096, 4096, rows=rows, kind=kind)
+    product, *_ = compile_launches("sm_90", launcher)
+    tile = launch.LINEAR["sm_90"][2 if kind == "plain" else kind].tiles[rows]
+    loop = max((loop for loop in product.loops() if count(r"\bHGMMA\b", loop)), key=len)
+    features = 128 if kind == "int4" else product.constants["BLOCK_K"]
+    instructions = len(loop) * tile.num_warps * 32 / (tile.block_o * features)
+    report.add(f"{kind} {rows} rows", product, f"{instructions:.1f} instructions a weight")
+    assert instructions <= limit
+    assert serialized_products(product) <= 0
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("hidden", [1000, 4096])
+def test_a_norm_adds_in_one_order_however_the_update_comes(
+    hidden: int, dtype: torch.dtype, arch: str
+) -> None:
+    """Which elements of a row a thread holds is the same in all forms of the kernel."""
+    layouts = set()
+    for segments in (0, 1, 8):
+        launcher = norm_launcher(hidden, segments=segments, dtype=dtype)
+        (kernel,) = compile_launches(arch, launcher)
+        (name,) = re.findall(r"\(tensor<\d+xf32, (#\w+)>\) -> f32", kernel.ttgir)
+        layouts |= set(re.findall(rf"^{name} = (.*)$", kernel.ttgir, re.MULTILINE))
+    assert len(layouts) == 1, layouts
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(
+    "launcher",
+    [norm_launcher(4096, segments=8), silu_launcher(14336), rope_launcher(128, page_size=64)],
+    ids=["norm", "silu", "rope"],
+)
+def test_elementwise_kernels_move_whole_vectors(launcher: Callable[[], object], arch: str) -> None:
+    (kernel,) = compile_launches(arch, launcher)
+    wide_loads = count(r"\bLDG\S*\.128", kernel.sass)
+    stores = count(r"\bSTG\b", kernel.sass)
+    assert count(r"\bSTG\S*\.128", kernel.sass) == stores > 0
+    # Angles, a length and a page number are the rest.
+    assert wide_loads > 0 and count(r"\bLDG\b", kernel.sass) - wide_loads <= 5
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_a_logit_has_the_same_arithmetic_in_every_tile_of_rows(
+    dtype: torch.dtype, arch: str
+) -> None:
+    """One kind of matrix instruction, beside it no product fused with a sum, and sums of two."""
+    matrix = {"sm_90": "HGMMA", "sm_100": "UTCHMMA"}.get(arch, "HMMA")
+    for rows in launch.LM_HEAD[arch][dtype.itemsize].tiles:
+        launcher = lm_head_launcher(dtype, rows=rows, extras=True)
+        product, _ = compile_launches(arch, launcher)
+        summed = r"arith\.addf.*\n\s*tt\.reduce\.return.*\n\s*\}\) : \(tensor<(\d+)x"
+        assert set(re.findall(summed, product.ttgir)) == {"2"}
+        kinds = set(re.findall(r"(?<![.\w])(\w+MMA)\b", "\n".join(product.sass)))
+        if dtype == torch.float32:
+            assert not kinds
+        else:
+            assert kinds == {matrix}
+            assert count(r"\bFFMA", product.sass) == 0
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -243,6 +509,30 @@ def test_gate_sees_spills(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "smallest_serving", lambda table, size: crowded)
     split, _ = compile_launches("sm_90", attention_launcher(256))
     assert split.spills > 0
+
+
+@triton.jit
+def early_kernel(at, out, end):
+    """Rounds sums to float16, which the compiler does before they are whole."""
+    row, column, k = tl.arange(0, 64), tl.arange(0, 32), tl.arange(0, 64)
+    peak = tl.zeros([32], tl.float32)
+    total = tl.zeros([32], tl.float32)
+    for first_row in range(0, end, 64):
+        acc = tl.zeros([64, 32], tl.float32)
+        for first in range(0, end, 64):
+            x = tl.load(at + (first_row + row)[:, None] * 4096 + (first + k)[None, :])
+            y = tl.load(at + column[:, None] * 4096 + (first + k)[None, :])
+            acc = tl.dot(x, tl.trans(y), acc)
+        rounded = acc.to(tl.float16).to(tl.float32)
+        peak = tl.maximum(peak, tl.max(rounded, 0))
+        total += tl.sum(tl.exp2(rounded - peak[None, :]), 0)
+    tl.store(out + column, total)
+
+
+def test_gate_sees_serialized_products() -> None:
+    at, out = empty(4096, dtype=torch.float16), empty(32, dtype=torch.float32)
+    (kernel,) = compile_launches("sm_90", lambda: early_kernel[(1,)](at, out, 4096))
+    assert serialized_products(kernel) > 0
 
 
 def test_gate_sees_too_much_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -321,14 +321,15 @@ def test_a_bad_row_of_one_request_drops_its_group(
     batch.step()
     before = [request.generation.tokens for request in pair]
     with monkeypatch.context() as patch:
-        logits = Model.logits
+        forward = Model.forward
 
-        def spoiled(self: Model, hidden: torch.Tensor, numerics: str) -> torch.Tensor:
-            values = logits(self, hidden, numerics)
-            values[1] = -torch.inf
-            return values
+        def spoiled(self: Model, *args, **options) -> torch.Tensor:
+            """Every logit of the second request inf or -inf: there is none to choose."""
+            hidden = forward(self, *args, **options)
+            hidden[1].zero_()[:, 0] = torch.inf
+            return hidden
 
-        patch.setattr(Model, "logits", spoiled)
+        patch.setattr(Model, "forward", spoiled)
         # Drafts that are no ids are met in the verifying forward before its choices are read.
         with pytest.raises(DeviceError, match="outside the vocabulary"):
             batch.step()

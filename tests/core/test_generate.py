@@ -169,12 +169,27 @@ def test_nan_on_the_device_is_raised(model: Model, mode: str) -> None:
         generate(model, PROMPT, 8, mode=mode)
 
 
+def make_hidden_infinite(monkeypatch: pytest.MonkeyPatch, *, in_causal: bool) -> None:
+    """Let blocks, and causal forwards if asked, end in hidden states (inf, 0, 0, ...).
+
+    Every logit is then inf or -inf, and several are inf.
+    """
+    forward = Model.forward
+
+    def infinite(self: Model, *args, causal: bool, **options) -> torch.Tensor:
+        hidden = forward(self, *args, causal=causal, **options)
+        if in_causal or not causal:
+            hidden.zero_()[..., 0] = torch.inf
+        return hidden
+
+    monkeypatch.setattr(Model, "forward", infinite)
+
+
 @pytest.mark.parametrize("mode", ["autoregressive", "diffusion"])
 def test_logits_with_nothing_to_choose_are_raised(
     model: Model, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logits = Model.logits
-    monkeypatch.setattr(Model, "logits", lambda *args: logits(*args).fill_(-torch.inf))
+    make_hidden_infinite(monkeypatch, in_causal=True)
     with pytest.raises(DeviceError, match="no token to choose"):
         generate(model, PROMPT, 8, mode=mode)
 
@@ -182,12 +197,6 @@ def test_logits_with_nothing_to_choose_are_raised(
 def test_block_with_nothing_to_choose_is_raised(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logits = Model.logits
-
-    def no_choice_in_blocks(self: Model, hidden: torch.Tensor, *numerics: str) -> torch.Tensor:
-        values = logits(self, hidden, *numerics)
-        return values.fill_(-torch.inf) if hidden.shape[1] > 1 else values
-
-    monkeypatch.setattr(Model, "logits", no_choice_in_blocks)
+    make_hidden_infinite(monkeypatch, in_causal=False)
     with pytest.raises(DeviceError, match="no position with a usable candidate"):
         diffuse(model, PROMPT, 8)

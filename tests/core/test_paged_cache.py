@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cached_rows import write
 from torch import Tensor
 
 from dlm_core import PRESETS, KVCache, Model, load_model
@@ -29,11 +30,10 @@ def append(context: Context, tokens: int, value: float) -> None:
     context.reserve(tokens)
     cache = PagedKVCache([context])
     cache.check_room(tokens)
-    positions = context.length + torch.arange(tokens)[None]
     shape = (1, tokens, CONFIG.num_key_value_heads, CONFIG.head_dim)
     for layer in range(CONFIG.num_hidden_layers):
         filled = torch.full(shape, value + layer)
-        cache.write(layer, positions, filled, -filled)
+        write(cache, layer, filled, -filled)
     cache.advance(tokens)
 
 

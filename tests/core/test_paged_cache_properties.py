@@ -7,6 +7,7 @@ import pytest
 import torch
 
 pytest.importorskip("hypothesis")
+from cached_rows import write
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -63,9 +64,8 @@ class Pool(RuleBasedStateMachine):
         self.writes += 1
         cache = PagedKVCache([context])
         cache.check_room(tokens)
-        positions = context.length + torch.arange(tokens)[None]
         values = torch.full((1, tokens, 1, CONFIG.head_dim), float(self.writes))
-        cache.write(0, positions, values, -values)
+        write(cache, 0, values, -values)
         kept = min(tokens, written)
         cache.advance(kept)
         expected += [self.writes] * kept

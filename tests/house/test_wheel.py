@@ -1,4 +1,4 @@
-"""The wheel holds our four packages, complete, and nothing else but the small model."""
+"""The wheel holds our four packages, complete, and no data but small model and launch tables."""
 
 import importlib.util
 import shutil
@@ -47,7 +47,8 @@ def test_wheel_holds_the_four_packages_and_the_small_model(
     assert packed == {
         f"{package}/{file.relative_to(folder).as_posix()}"
         for package, folder in packages.items()
-        for file in [*folder.rglob("*.py"), *folder.glob("small_model/**/*")]
+        for pattern in ("**/*.py", "small_model/**/*", "launch_tables/*.json")
+        for file in folder.glob(pattern)
         if file.is_file()
     }
 

@@ -68,7 +68,9 @@ def _worst(actual: Tensor, reference: Tensor, error: Tensor, count: int = 5) -> 
 def _sentinel(dtype: torch.dtype) -> float | int | bool:
     if dtype == torch.bool:
         return True
-    return -12345.0 if dtype.is_floating_point else torch.iinfo(dtype).max - 5
+    if dtype.is_floating_point:
+        return -12345.0 if dtype.itemsize > 1 else -416.0  # what float8_e4m3fn can hold
+    return torch.iinfo(dtype).max - 5
 
 
 def _poison(dtype: torch.dtype) -> float | int | bool:

@@ -34,7 +34,7 @@ class Problem(NamedTuple):
         fresh = (None, None) if k is None else (k.double(), v.double())
         return reference.block_attention(
             q.double(), k_cache.double(), v_cache.double(), self.context_lens, None, *fresh,
-            0, 0, scale or q.shape[-1] ** -0.5, "invariant", limit, True, None,
+            None, None, 0, 0, scale or q.shape[-1] ** -0.5, "invariant", limit, True, None,
         )  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def assert_accurate(case: Problem, scale: float | None = None, **options) -> Non
     assert_close_to_reference(lse, same_dtype_lse, exact_lse, floor=4e-6, what="lse")
 
 
-# A tile holds 16 to 128 query rows (positions x group) and 32 to 128 keys, a split 1024 keys.
+# A tile holds 16 to 128 query rows (positions x group) and 32 to 128 keys, a split 512 or 1024.
 SHAPES = [
     pytest.param(1, 1, 1, 16, [0, 1, 31, 32], id="one-query"),
     pytest.param(2, 6, 2, 32, [33, 5], id="group-of-three"),

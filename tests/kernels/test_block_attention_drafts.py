@@ -97,7 +97,7 @@ def drafts(
     return case
 
 
-# A tile holds 32 to 128 query rows (positions x group) and 32 to 128 keys, a split 1024 keys.
+# A tile holds 32 to 128 query rows (positions x group) and 32 to 128 keys, a split 512 or 1024.
 SHAPES = [
     pytest.param(1, 9, 6, [0, 5, 31], (4, 2), 16, id="first-pass"),
     pytest.param(3, 4, 0, [0, 30, 33], (6, 2), 32, id="groups-within-a-tile"),

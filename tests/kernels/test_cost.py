@@ -13,10 +13,17 @@ from dlm_kernels import (
     block_attention_cost,
     confidence,
     confidence_cost,
+    gated_silu,
+    gated_silu_cost,
     linear_cost,
     lm_head_confidence,
     lm_head_confidence_cost,
+    quantize_weight,
     remask_scatter_cost,
+    residual_norm,
+    residual_norm_cost,
+    rope_kv_write,
+    rope_kv_write_cost,
 )
 
 
@@ -87,6 +94,22 @@ def test_block_attention_cost_of_draft_groups(
     assert cost == Cost(4 * head_dim * pairs, moved, pairs)
 
 
+@pytest.mark.parametrize("kind", ["bidirectional", "causal", "drafts"])
+def test_block_attention_cost_over_a_float8_cache(kind: str) -> None:
+    q = torch.empty(3, 8, 4, 16, dtype=torch.bfloat16)
+    own = {"bidirectional": 0, "causal": 8, "drafts": 4}[kind]
+    cached = torch.empty(3, 20 + own, 2, 16, dtype=torch.float8_e4m3fn)
+    fresh = torch.empty(3, 8 - own, 2, 16, dtype=torch.bfloat16)
+    scale = torch.empty(2)
+    options = {"causal": kind == "causal", "draft_groups": (2, 3) if kind == "drafts" else None}
+    cost = block_attention_cost(3, 8, 20, 4, 2, 16, itemsize=2, cache_itemsize=1, **options)
+    assert cost.bytes == 2 * nbytes(q, cached, fresh, scale)
+    in_bfloat16 = block_attention_cost(3, 8, 20, 4, 2, 16, itemsize=2, **options)
+    assert (cost.flops, cost.exps) == (in_bfloat16.flops, in_bfloat16.exps)
+    same = block_attention_cost(3, 8, 20, 4, 2, 16, itemsize=2, cache_itemsize=2, **options)
+    assert same == in_bfloat16
+
+
 @pytest.mark.parametrize("entropy", [False, True])
 @pytest.mark.parametrize("margin", [False, True])
 def test_confidence_cost(entropy: bool, margin: bool, device: str) -> None:
@@ -116,8 +139,13 @@ def test_remask_scatter_cost(block: int, dtype: torch.dtype) -> None:
 
 def test_linear_cost() -> None:
     x, weight = torch.zeros(3, 20), torch.zeros(7, 20)
+    out = x @ weight.T
     cost = linear_cost(3, 20, 7, itemsize=4)
-    assert cost == Cost(2 * 3 * 20 * 7, nbytes(x, weight, x @ weight.T))
+    assert cost == Cost(2 * 3 * 20 * 7, nbytes(x, weight, out))
+    quantized = quantize_weight(torch.ones(7, 20), "int4")
+    cost = linear_cost(3, 20, 7, itemsize=4, weight_bytes=quantized.n_bytes)
+    moved = nbytes(x, quantized.values, quantized.scales, out)
+    assert cost == Cost(2 * 3 * 20 * 7, moved)
 
 
 @pytest.mark.parametrize("entropy", [False, True])
@@ -130,3 +158,53 @@ def test_lm_head_confidence_cost(entropy: bool, margin: bool) -> None:
     assert cost.exps == 3 * 7
     # A multiply-add a feature, and the statistics of `confidence`.
     assert cost.flops == 3 * 7 * (2 * 20 + 4 + 2 * entropy + margin)
+
+
+@pytest.mark.parametrize("with_update", [False, True], ids=["norm-alone", "update"])
+def test_residual_norm_cost(with_update: bool) -> None:
+    residual, weight = torch.zeros(3, 20), torch.ones(20)
+    update = torch.zeros(3, 20) if with_update else None
+    out, normed = residual_norm(residual, update, weight, 1e-5)
+    moved = nbytes(residual, weight, normed) + (nbytes(update, out) if with_update else 0)
+    # The norm's square, sum, and multiplies by the root and the weight; the update's add.
+    cost = residual_norm_cost(3, 20, itemsize=4, update=with_update)
+    assert cost == Cost(3 * 20 * (4 + with_update), moved)
+
+
+def test_gated_silu_cost() -> None:
+    gate_up = torch.zeros(3, 40, dtype=torch.float16)
+    out = gated_silu(gate_up)
+    # An add, a divide and a multiply.
+    cost = gated_silu_cost(3, 20, itemsize=2)
+    assert cost == Cost(3 * out.numel(), nbytes(gate_up, out), out.numel())
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("form", ["bidirectional", "causal", "drafts"])
+def test_rope_kv_write_cost(form: str, cache_dtype: torch.dtype) -> None:
+    batch, block, query_heads, kv_heads, head_dim = 2, 7, 4, 2, 16
+    draft_groups = (2, 3) if form == "drafts" else None
+    qkv = torch.zeros(batch, block, (query_heads + 2 * kv_heads) * head_dim, dtype=torch.float16)
+    cos, sin = torch.ones(2, batch, block, head_dim // 2)
+    query_scale = torch.ones(batch, block)
+    options, written = {}, 0
+    if form != "bidirectional":
+        caches = torch.zeros(2, batch, 9, kv_heads, head_dim).to(cache_dtype)
+        options = dict(zip(("k_cache", "v_cache"), caches, strict=True))
+        options["context_lens"] = torch.zeros(batch, dtype=torch.int32)
+        if cache_dtype != qkv.dtype:
+            options |= dict.fromkeys(("k_scale", "v_scale"), torch.ones(kv_heads))
+        cached_rows = range(block) if form == "causal" else (0, 1, 4)
+        written = 2 * batch * len(cached_rows) * kv_heads * head_dim * cache_dtype.itemsize
+    results = rope_kv_write(
+        qkv, cos, sin, query_scale, kv_heads=kv_heads, draft_groups=draft_groups, **options
+    )
+    written += nbytes(*(x for x in results if x is not None))
+    cost = rope_kv_write_cost(
+        batch, block, query_heads, kv_heads, head_dim, itemsize=2,
+        causal=form == "causal", draft_groups=draft_groups, cache_itemsize=cache_dtype.itemsize,
+    )  # fmt: skip
+    assert cost.bytes == nbytes(qkv, cos, sin, query_scale) + written
+    pairs = batch * block * (query_heads + kv_heads) * head_dim // 2
+    # Four multiplies and two adds a pair; a query's cosine and sine times its scale.
+    assert cost.flops == 6 * pairs + batch * block * head_dim

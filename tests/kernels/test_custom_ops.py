@@ -14,13 +14,20 @@ from dlm_kernels import (
     RuleTable,
     block_attention,
     confidence,
+    gated_silu,
+    linear,
+    linear_partials,
     lm_head_confidence,
     lm_head_partials,
     merge_partials,
     new_error_word,
+    quantize_weight,
     raise_on_error,
     remask_scatter,
+    residual_norm,
+    rope_kv_write,
 )
+from dlm_kernels.partial_sums import PartialSums
 
 MASK, EOS = 9, 2
 VOCAB = 50
@@ -49,6 +56,11 @@ class Step:
         self.k = torch.empty(batch, block, heads, head_dim, dtype=dtype, device=device)
         self.v = torch.empty_like(self.k)
         self.lengths = torch.empty(batch, dtype=torch.int32, device=device)
+        features = 4 * heads * head_dim  # of the layer's product, in parts
+        self.sums = torch.empty(2, batch, block, features, device=device)
+        self.angles = torch.empty(2, batch, block, head_dim // 2, device=device)
+        self.query_scale = torch.empty(batch, block, device=device)
+        self.norm = torch.empty(features // 2, dtype=dtype, device=device)
         self.logits = torch.empty(batch * block, VOCAB, dtype=dtype, device=device)
         self.hidden = torch.empty(batch * block, 16, dtype=dtype, device=device)
         self.head = torch.empty(VOCAB, 16, dtype=dtype, device=device)
@@ -66,7 +78,8 @@ class Step:
         """Other contents at the same addresses."""
         generator = torch.Generator().manual_seed(seed)
         inputs = (self.q, self.k_cache, self.v_cache, self.k, self.v, self.logits)
-        for tensor in (*inputs, self.hidden, self.head):
+        layer = (self.sums, self.angles, self.query_scale, self.norm)
+        for tensor in (*inputs, self.hidden, self.head, *layer):
             tensor.copy_(torch.randn(tensor.shape, generator=generator))
         longest = self.k_cache.shape[1] - 4
         self.lengths.copy_(torch.randint(0, longest, (self.batch,), generator=generator))
@@ -79,6 +92,13 @@ class Step:
     def run(self) -> tuple[Tensor, ...]:
         """Every op, attention both ways, the head whole; returns everything they wrote."""
         lengths = self.lengths
+        product = PartialSums(self.sums, self.q.dtype)
+        turned, _, _ = rope_kv_write(
+            product, *self.angles, self.query_scale, kv_heads=2, k_cache=self.k_cache,
+            v_cache=self.v_cache, context_lens=lengths, error=self.error,
+        )  # fmt: skip
+        residual, normed = residual_norm(self.q.flatten(2), gated_silu(product), self.norm, 1e-5)
+        _, alone = residual_norm(residual, None, self.norm, 1e-5)
         bidirectional, lse = block_attention(
             self.q, self.k_cache, self.v_cache, lengths, self.k, self.v,
             return_lse=True, error=self.error,
@@ -104,7 +124,8 @@ class Step:
             noise=self.noise,
             error=self.error,
         )
-        return bidirectional, lse, causal, *statistics, *of_head
+        layer = self.k_cache, self.v_cache, turned, residual, normed, alone
+        return bidirectional, lse, causal, *statistics, *of_head, *layer
 
 
 def assert_same_run(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
@@ -115,9 +136,21 @@ def assert_same_run(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) ->
 # --- opcheck
 
 OPS = torch.ops.dlm_kernels
+OPCHECKS = (
+    "test_schema",
+    "test_autograd_registration",
+    "test_faketensor",
+    "test_aot_dispatch_dynamic",
+)
+OPCHECKS = (
+    "test_schema",
+    "test_autograd_registration",
+    "test_faketensor",
+    "test_aot_dispatch_dynamic",
+)
 
 
-@pytest.mark.parametrize("kind", ["bidirectional", "causal", "drafts-in-pages"])
+@pytest.mark.parametrize("kind", ["bidirectional", "causal", "drafts-in-pages", "float8"])
 @pytest.mark.parametrize("full", [True, False], ids=["lse-and-error-word", "plain"])
 def test_opcheck_block_attention(kind: str, full: bool, backend: str, op_device: str) -> None:
     s = Step(op_device, capacity=48)
@@ -127,12 +160,18 @@ def test_opcheck_block_attention(kind: str, full: bool, backend: str, op_device:
         caches = [x.reshape(6, 16, *x.shape[2:]) for x in caches]
         table = torch.arange(6, dtype=torch.int32, device=op_device).view(2, 3)
         draft = (1, 3)
+    scales, test_utils = (None, None), OPCHECKS
+    if kind == "float8":
+        caches = [x.to(torch.float8_e4m3fn) for x in caches]
+        scales = torch.ones(2, 2, device=op_device)
+        test_utils = OPCHECKS[1:]  # the first one does arithmetic on every tensor
     torch.library.opcheck(
         OPS.block_attention.default,
         (
-            s.q, *caches, s.lengths, table, k, v, *draft, 0.25, "invariant", 36, full,
+            s.q, *caches, s.lengths, table, k, v, *scales, *draft, 0.25, "invariant", 36, full,
             s.error if full else None,
         ),
+        test_utils=test_utils,
     )  # fmt: skip
 
 
@@ -146,12 +185,28 @@ def test_opcheck_confidence(full: bool, backend: str, op_device: str) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["plain", "fp8", "int8", "int4"])
+def test_opcheck_linear(kind: str, backend: str, op_device: str) -> None:
+    # Under the interpreter in two parts.
+    x, weight = torch.randn(3, 600, device=op_device), torch.randn(20, 600, device=op_device)
+    x = x.half()
+    arguments = (x, weight.half(), None, kind)
+    if kind != "plain":
+        arguments = (x, *quantize_weight(weight, kind)[:2], kind)
+    # The schema's check compares tensors, which torch cannot do with float8 on a CPU.
+    checks = [name for name in OPCHECKS if (kind, name) != ("fp8", "test_schema")]
+    for op in (OPS.linear.default, OPS.linear_partials.default):
+        torch.library.opcheck(op, arguments, test_utils=checks)
+
+
 @pytest.mark.parametrize("full", [True, False], ids=["all-options", "plain"])
 def test_opcheck_lm_head_confidence(full: bool, backend: str, op_device: str) -> None:
     s = Step(op_device)
     rows = s.hidden, s.head, s.state.tokens.view(-1) if full else None, MASK
     banned, error = (s.banned, s.error) if full else (None, None)
-    torch.library.opcheck(OPS.lm_head_confidence.default, (*rows, banned, full, full, error))
+    numerics = "fast" if full else "invariant"
+    whole = *rows, banned, full, full, numerics, error
+    torch.library.opcheck(OPS.lm_head_confidence.default, whole)
     partials = *rows, banned, 7, True, True
     torch.library.opcheck(OPS.lm_head_partials.default, partials)
     merge = *OPS.lm_head_partials(*partials), *rows[2:], banned, VOCAB, full, full, error
@@ -171,6 +226,45 @@ def test_opcheck_remask_scatter(full: bool, backend: str, op_device: str) -> Non
             *s.state, candidate, sure, numbers, counts, *optional, VOCAB, MASK, EOS,
             s.error if full else None,
         ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["update", "norm-alone"])
+def test_opcheck_residual_norm(full: bool, backend: str, op_device: str) -> None:
+    s = Step(op_device)
+    residual, sums = s.q.flatten(0, 1).flatten(1), s.sums.flatten(1, 2)[..., :64].contiguous()
+    arguments = residual, sums if full else None, s.norm, 1e-5
+    torch.library.opcheck(OPS.residual_norm.default, arguments)
+
+
+def test_opcheck_gated_silu(backend: str, op_device: str) -> None:
+    s = Step(op_device)
+    torch.library.opcheck(OPS.gated_silu.default, (s.sums.flatten(1, 2), torch.float16))
+
+
+@pytest.mark.parametrize("kind", ["bidirectional", "causal", "drafts-in-pages", "float8"])
+def test_opcheck_rope_kv_write(kind: str, backend: str, op_device: str) -> None:
+    s = Step(op_device, capacity=48)
+    caches, table, draft = (s.k_cache, s.v_cache), None, (0, 0)
+    scales, error, test_utils = (None, None), s.error, OPCHECKS
+    lengths = s.lengths
+    if kind == "bidirectional":
+        caches, lengths, error = (None, None), None, None
+    elif kind == "drafts-in-pages":
+        caches = [x.reshape(6, 16, *x.shape[2:]) for x in caches]
+        table = torch.arange(6, dtype=torch.int32, device=op_device).view(2, 3)
+        draft = (1, 3)
+    elif kind == "float8":
+        caches = [x.to(torch.float8_e4m3fn) for x in caches]
+        scales = torch.ones(2, 2, device=op_device)
+        test_utils = OPCHECKS[1:]  # the first one does arithmetic on every tensor
+    torch.library.opcheck(
+        OPS.rope_kv_write.default,
+        (
+            s.sums, torch.float32, *s.angles, s.query_scale, 2, *caches, lengths, table, *draft,
+            *scales, error,
+        ),
+        test_utils=test_utils,
     )  # fmt: skip
 
 
@@ -240,7 +334,19 @@ def test_compiled_with_dynamic_shapes(backend: str, op_device: str, compiler: Ca
         second = lm_head_partials(hidden, head[20:], first_id=20, entropy=True, margin=True)
         return merge_partials([first, second])
 
+    def product_in_parts(sums, angles, query_scale, residual, weight):
+        product = PartialSums(sums, residual.dtype)
+        turned = rope_kv_write(product, *angles, query_scale, kv_heads=2)
+        return *turned, *residual_norm(residual, gated_silu(product), weight, 1e-5)
+
+    layer = compiler(product_in_parts, dynamic=True)
     sharded = compiler(in_two_shards, dynamic=True)
+    eight_bits = quantize_weight(torch.randn(20, 600, device=op_device), "int8")
+
+    def multiplied(x):
+        return linear(x, eight_bits), linear_partials(x, eight_bits).total()
+
+    multiply = compiler(multiplied, dynamic=True)
     statistics = compiler(lambda x: confidence(x, entropy=True), dynamic=True)
     for batch in (2, 3, 5):
         s = Step(op_device, batch=batch, capacity=48)
@@ -252,6 +358,10 @@ def test_compiled_with_dynamic_shapes(backend: str, op_device: str, compiler: Ca
         logits = s.logits[:, : VOCAB - batch].contiguous()
         assert_same_run(statistics(logits)[:4], confidence(logits, entropy=True)[:4])
         assert_same_run(sharded(s.hidden, s.head), in_two_shards(s.hidden, s.head))
+        x = torch.randn(16 * batch, 600, device=op_device)  # each on another row tile
+        assert_same_run(multiply(x), multiplied(x))
+        product = s.sums, s.angles, s.query_scale, s.q.flatten(2), s.norm
+        assert_same_run(layer(*product), product_in_parts(*product))
 
 
 # --- on a GPU

@@ -13,8 +13,12 @@ ARCHES = ["sm_80", "sm_90", "sm_100", "sm_120"]
 TABLES = {
     "block_attention": launch.BLOCK_ATTENTION,
     "confidence": launch.CONFIDENCE,
+    "linear": launch.LINEAR,
     "lm_head_confidence": launch.LM_HEAD,
     "remask_scatter": launch.REMASK_SCATTER,
+    "residual_norm": launch.RESIDUAL_NORM,
+    "gated_silu": launch.GATED_SILU,
+    "rope_kv_write": launch.ROPE_KV_WRITE,
 }
 
 
@@ -37,15 +41,42 @@ def test_every_shape_has_an_entry(arch: str) -> None:
             tiles = entry.block_m + 2 * entry.num_stages * entry.block_n
             assert tiles * head_dim * itemsize <= launch.SHARED_MEMORY[arch]
         head = launch.LM_HEAD[arch][itemsize]
-        for size in (head.block_v, head.block_r, head.block_k):
+        for size in (head.block_v, head.block_k, *(tile.block_r for tile in head.tiles.values())):
             assert size >= 16 and size & (size - 1) == 0
+        for most, tile in head.tiles.items():
+            assert tile.block_r >= most
+            stages = tile.num_stages * (head.block_v + tile.block_r) * head.block_k * itemsize
+            assert stages <= launch.SHARED_MEMORY[arch]
         assert head.chunk % head.block_v == 0
+        # Of 2048 rows over 131072 ids, under 2% of float32 logits.
+        assert head.library_logits * itemsize < 0.02 * 4 * 2048 * 131072
         # Machines of any kind may share a vocabulary.
         assert head.chunk == launch.LM_HEAD["sm_90"][itemsize].chunk
     for block in range(1, 257):
         entry = launch.smallest_serving(launch.REMASK_SCATTER[arch], block)
         assert entry.compare & (entry.compare - 1) == 0
     assert launch.CONFIDENCE[arch].chunk % (32 * launch.CONFIDENCE[arch].num_warps) == 0
+    for hidden in (1, 1024, 1025, 16384):
+        assert launch.smallest_serving(launch.RESIDUAL_NORM[arch], hidden)
+    for size in (launch.GATED_SILU[arch].block, launch.ROPE_KV_WRITE[arch].elements):
+        assert size & (size - 1) == 0
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_linear_has_an_entry_for_every_weight(arch: str) -> None:
+    assert list(launch.LINEAR[arch]) == [2, 4, "fp8", "int8", "int4"]
+    for key, config in launch.LINEAR[arch].items():
+        # A segment of 128 features or more has to be whole tiles, and an int4 tile is a group.
+        assert 128 % config.block_k == 0 and config.block_k >= 16
+        assert key != "int4" or config.block_k == 128
+        stored = {"fp8": 1, "int8": 1, "int4": 0.5}.get(key, key)
+        for tile in config.tiles.values():
+            for size in (tile.block_o, tile.block_r, config.walking_rows):
+                assert size >= 16 and size & (size - 1) == 0
+            # The plan of segments counts rows of the weight by the smallest tile.
+            assert tile.block_o % 64 == 0
+            row = tile.block_o * stored + tile.block_r * (key if key == 4 else 2)
+            assert tile.num_stages * row * config.block_k <= launch.SHARED_MEMORY[arch]
 
 
 @pytest.mark.parametrize("arch", ARCHES)
@@ -54,8 +85,14 @@ def test_every_entry_names_legal_warps_and_is_untuned_until_measured(arch: str) 
     attention = [e for entries in launch.BLOCK_ATTENTION[arch].values() for e in entries.values()]
     remask = list(launch.REMASK_SCATTER[arch].values())
     heads = list(launch.LM_HEAD[arch].values())
-    for entry in (*attention, *remask, *heads, launch.CONFIDENCE[arch]):
-        assert entry.num_warps in (1, 2, 4, 8, 16)
+    head_tiles = [tile for head in heads for tile in head.tiles.values()]
+    others = [launch.CONFIDENCE[arch], launch.GATED_SILU[arch], launch.ROPE_KV_WRITE[arch]]
+    others += launch.RESIDUAL_NORM[arch].values()
+    products = list(launch.LINEAR[arch].values())
+    tiles = head_tiles + [tile for product in products for tile in product.tiles.values()]
+    for entry in (*attention, *remask, *tiles, *others):
+        assert entry.num_warps in (1, 2, 4, 8, 16, 32)
+    for entry in (*attention, *remask, *heads, *products, *others):
         assert measured or not entry.tuned
 
 
@@ -64,6 +101,12 @@ def test_smallest_serving_takes_the_smallest_that_is_large_enough() -> None:
     sizes = {1: "small", 64: "small", 65: "middle", 128: "middle", 129: "large", 256: "large"}
     for size, entry in sizes.items():
         assert launch.smallest_serving(entries, size) == entry
+
+
+def test_tile_serving_takes_the_smallest_that_is_large_enough_or_the_largest() -> None:
+    tiles = {16: "small", 128: "large", 32: "middle"}
+    for rows, tile in {1: "small", 16: "small", 17: "middle", 33: "large", 4096: "large"}.items():
+        assert launch.tile_serving(tiles, rows) == tile
 
 
 @pytest.mark.parametrize(

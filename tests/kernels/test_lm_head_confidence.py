@@ -1,6 +1,8 @@
 """lm_head_confidence: the statistics of `confidence` from hidden states, whole or in shards."""
 
+import importlib
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,12 +26,15 @@ from dlm_kernels import (
     merge_partials,
     new_error_word,
     reference,
+    torch_backend,
 )
 from dlm_kernels.error_word import ID_OUT_OF_RANGE, NAN_LOGITS
 
+head_module = importlib.import_module("dlm_kernels.lm_head_confidence")
+
 MASK = 9
 BOTH = {"entropy": True, "margin": True}
-# A tile holds 64 ids in float32 and 128 in half, 32 rows, 32 or 64 features; a chunk 512 ids.
+# A tile holds 64 ids in float32 and 128 in half, 32 or 64 features; a chunk 512 ids.
 CHUNK = 512
 SHAPES = [
     pytest.param(1, 1, 1, id="one-of-each"),
@@ -59,6 +64,18 @@ def inputs(
 def with_logits(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Hidden state and head of one feature that give these logits [vocab], one row of them."""
     return torch.ones(1, 1, dtype=logits.dtype, device=logits.device), logits[:, None]
+
+
+def config_of(device: str, dtype: torch.dtype) -> launch.LmHeadLaunch:
+    return launch.LM_HEAD[launch.arch_of(torch.device(device))][dtype.itemsize]
+
+
+def with_config(
+    patch: pytest.MonkeyPatch, device: str, dtype: torch.dtype, **changes: object
+) -> None:
+    """The launch entry of `dtype` with these fields changed."""
+    entries = launch.LM_HEAD[launch.arch_of(torch.device(device))]
+    patch.setitem(entries, dtype.itemsize, replace(entries[dtype.itemsize], **changes))
 
 
 def in_shards(hidden: Tensor, weight: Tensor, cuts: list[int], **options) -> Confidence:
@@ -190,8 +207,12 @@ def test_nothing_outside_the_outputs_is_written(backend: str, op_device: str) ->
 # --- the same as the two calls
 
 
-@pytest.mark.parametrize("shape", [(40, 48, 700), (7, 64, 130)], ids=str)
-def test_torch_has_the_bits_of_the_two_calls(shape: tuple[int, int, int], device: str) -> None:
+@pytest.mark.parametrize("at_once", [1, 2**25], ids=["32-rows-at-once", "all-at-once"])
+@pytest.mark.parametrize("shape", [(70, 48, 700), (33, 20, 515), (7, 64, 130)], ids=str)
+def test_torch_has_the_bits_of_the_two_calls(
+    shape: tuple[int, int, int], at_once: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_backend, "_HEAD_LOGITS", at_once)
     hidden, weight = inputs(*shape, torch.float32, device)
     tokens = torch.full(shape[:1], MASK, device=device)
     tokens[3] = 0
@@ -211,6 +232,71 @@ def test_triton_picks_the_tokens_of_the_two_calls(dtype: torch.dtype, triton_dev
     sure = best[:, 0] - best[:, 1] > 4 * torch.finfo(dtype).eps * best[:, 0].abs()
     assert sure.sum() > 20
     assert actual.token[sure].tolist() == expected.token[sure].tolist()
+
+
+# --- torch's product
+
+
+@pytest.mark.parametrize(
+    ("ids", "chunk"),
+    [(128, 16_384), (256, 100), (4096, 256)],
+    ids=["parts-of-a-chunk", "parts-of-three-chunks", "one-part"],
+)
+def test_fast_numerics_take_a_library_product_in_parts(
+    ids: int, chunk: int, dtype: torch.dtype, triton_device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, vocab = 6, 600
+    hidden, weight = inputs(rows, 40, vocab, dtype, triton_device)
+    hidden[2] = 3 * weight[5]
+    weight[300], weight[590] = weight[5], weight[5]  # ties across parts: the lowest id that may be
+    # A best id in each of three parts is banned.
+    banned = torch.tensor([5, 130, 599], dtype=torch.int32, device=triton_device)
+    hidden[3], hidden[4] = 3 * weight[130], 3 * weight[599]
+    tokens = torch.tensor([MASK] * 5 + [0], device=triton_device)
+    error = new_error_word(triton_device)
+    options = {"tokens": tokens, "mask_id": MASK, "banned": banned, "error": error, **BOTH}
+    limits = {"fused_rows": rows - 1, "library_logits": rows * ids}
+    with_config(monkeypatch, triton_device, dtype, **limits)
+    arch = launch.arch_of(torch.device(triton_device))
+    entry = replace(launch.CONFIDENCE[arch], chunk=chunk)
+    monkeypatch.setitem(launch.CONFIDENCE, arch, entry)
+    monkeypatch.setattr(head_module, "head_kernel", None)
+    with forced_backend("triton"):
+        actual = lm_head_confidence(hidden, weight, numerics="fast", **options)
+    assert actual.token[[2, 5]].tolist() == [300, -1]
+    assert not set(actual.token.tolist()) & set(banned.tolist())
+    assert not error.item()
+    assert all(statistic[5] == 0 for statistic in actual[1:])
+    counted = Confidence(*(statistic[:5] for statistic in actual))
+    assert_matches_reference(counted, hidden[:5], weight, banned)
+
+
+def test_fast_numerics_are_invariant_ones_for_few_rows(
+    triton_device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden, weight = inputs(5, 40, 130, torch.float32, triton_device)
+    with_config(monkeypatch, triton_device, torch.float32, fused_rows=5)
+    with forced_backend("triton"):
+        expected = lm_head_confidence(hidden, weight, **BOTH)
+        actual = lm_head_confidence(hidden, weight, numerics="fast", **BOTH)
+    assert_same_statistics(actual, expected)
+
+
+def test_invariant_numerics_never_take_a_library_product(
+    triton_device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden, weight = inputs(5, 40, 130, torch.float32, triton_device)
+    with_config(monkeypatch, triton_device, torch.float32, fused_rows=0)
+    monkeypatch.setattr(head_module, "_library_partials", None)
+    with forced_backend("triton"):
+        lm_head_confidence(hidden, weight)
+
+
+def test_fast_numerics_of_torch_match_the_reference(device: str) -> None:
+    hidden, weight = inputs(33, 40, 130, torch.float32, device)
+    with forced_backend("torch"):
+        actual = lm_head_confidence(hidden, weight, numerics="fast", **BOTH)
+    assert_matches_reference(actual, hidden, weight)
 
 
 # --- special rows
@@ -376,14 +462,15 @@ def test_a_ban_outside_the_vocabulary_sets_the_error_word(
 def test_skipped_rows_are_zero_and_others_as_if_all_counted(
     token_dtype: torch.dtype, backend: str, op_device: str
 ) -> None:
-    hidden, weight = inputs(70, 20, 130, torch.float32, op_device)
+    rows, tile = 134, 64
+    hidden, weight = inputs(rows, 20, 130, torch.float32, op_device)
     expected = lm_head_confidence(hidden, weight, **BOTH)
     # The second of three tiles holds no mask; behind the last row lies one that does not count.
-    tokens = torch.full((71,), MASK + 1, dtype=token_dtype, device=op_device)
-    tokens[[0, 7, 65, 70]] = MASK
-    active = tokens[:70] == MASK
-    actual = lm_head_confidence(hidden, weight, tokens=tokens[:70], mask_id=MASK, **BOTH)
-    assert actual.token[~active].tolist() == [-1] * 67
+    tokens = torch.full((rows + 1,), MASK + 1, dtype=token_dtype, device=op_device)
+    tokens[[0, 7, 2 * tile + 1, rows]] = MASK
+    active = tokens[:rows] == MASK
+    actual = lm_head_confidence(hidden, weight, tokens=tokens[:rows], mask_id=MASK, **BOTH)
+    assert actual.token[~active].tolist() == [-1] * (rows - 3)
     for name, ours, theirs in zip(Confidence._fields, actual, expected, strict=True):
         assert_same_bits(ours[active], theirs[active], name)
         if name != "token":
@@ -391,16 +478,18 @@ def test_skipped_rows_are_zero_and_others_as_if_all_counted(
 
 
 def test_a_tile_of_rows_without_a_mask_is_not_computed(triton_device: str) -> None:
-    hidden, weight = inputs(70, 20, 130, torch.float32, triton_device)
-    tokens = torch.full((71,), MASK + 1, device=triton_device)
-    tokens[[40, 70]] = MASK
+    tile = max(config_of(triton_device, torch.float32).tiles)
+    rows = 2 * tile + 6
+    hidden, weight = inputs(rows, 20, 130, torch.float32, triton_device)
+    tokens = torch.full((rows + 1,), MASK + 1, device=triton_device)
+    tokens[[tile + 8, rows]] = MASK
     with forced_backend("triton"):
         partials = lm_head_partials(
-            hidden, weight, first_id=0, tokens=tokens[:70], mask_id=MASK, **BOTH
+            hidden, weight, first_id=0, tokens=tokens[:rows], mask_id=MASK, **BOTH
         )
     computed = ~partials.statistics.isnan()  # every allocation starts as NaN
-    assert computed[:, 32:64].all()
-    assert not computed[:, :32].any() and not computed[:, 64:].any()
+    assert computed[:, tile : 2 * tile].all()
+    assert not computed[:, :tile].any() and not computed[:, 2 * tile :].any()
 
 
 # --- bits
@@ -425,6 +514,25 @@ def test_a_row_has_the_same_bits_whatever_rows_go_with_it(
             part = lm_head_confidence(hidden[at].clone(), weight, **BOTH)
             expected = Confidence(*(x[at] for x in whole))
             assert_same_statistics(part, expected, f" of {rows} rows from {first}")
+
+
+@pytest.mark.parametrize(
+    ("features", "vocab"),
+    [(33, 515), (64, 130), pytest.param(4096, 2000, marks=pytest.mark.gpu)],
+    ids=str,
+)
+def test_a_row_has_the_same_bits_in_every_tile(
+    features: int, vocab: int, dtype: torch.dtype, triton_device: str
+) -> None:
+    hidden, weight = inputs(20, features, vocab, dtype, triton_device)
+    results = {}
+    for tile in config_of(triton_device, dtype).tiles.values():
+        with pytest.MonkeyPatch.context() as patch, forced_backend("triton"):
+            with_config(patch, triton_device, dtype, tiles={1: tile})
+            results[tile] = lm_head_confidence(hidden, weight, **BOTH)
+    first, *others = results.values()
+    for tile, other in zip(list(results)[1:], others, strict=True):
+        assert_same_statistics(other, first, f" of {tile}")
 
 
 def test_shards_have_the_bits_of_the_whole(dtype: torch.dtype, triton_device: str) -> None:
@@ -469,7 +577,8 @@ def test_partials_are_under_two_percent_of_float32_logits(dtype: torch.dtype, de
 def test_no_allocation_holds_the_logits(
     backend_name: str, largest: float, triton_device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """64 rows over 1024 ids; torch has the logits of 32 rows at a time."""
+    """64 rows over 1024 ids; torch has the logits of 32 rows at a time, told so."""
+    monkeypatch.setattr(torch_backend, "_HEAD_LOGITS", 40 * 1024)
     hidden, weight = inputs(64, 8, 1024, torch.float32, triton_device)
     sizes = []
     new_empty = Tensor.new_empty

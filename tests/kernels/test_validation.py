@@ -10,16 +10,24 @@ from numeric import unchanged
 from dlm_kernels import (
     BlockState,
     Noise,
+    QuantizedWeight,
     Rule,
     RuleTable,
     block_attention,
     confidence,
+    gated_silu,
+    linear,
+    linear_partials,
     lm_head_confidence,
     lm_head_partials,
     merge_partials,
     new_error_word,
+    quantize_weight,
     remask_scatter,
+    residual_norm,
+    rope_kv_write,
 )
+from dlm_kernels.partial_sums import PartialSums
 
 MASK, EOS = 9, 2
 F64, F16, I64, I32 = torch.float64, torch.float16, torch.int64, torch.int32
@@ -42,6 +50,68 @@ def expect(call: Callable, arguments: dict, exception: type[Exception], message:
 
 def ints(*shape: int, dtype: torch.dtype = I32, value: int = 0) -> torch.Tensor:
     return torch.full(shape, value, dtype=dtype)
+
+
+# --- linear
+
+
+def quantized(weights: str, **changes) -> QuantizedWeight:
+    return quantize_weight(torch.ones(7, 20), weights)._replace(**changes)
+
+
+LINEAR_ERRORS = [
+    ({"x": "rows"}, TypeError, "x is a str; it must be a torch.Tensor"),
+    ({"x": torch.zeros(3, 19)}, ValueError, r"x has shape \[3, 19\]; it must be \[3, 20\]"),
+    ({"x": torch.zeros(())}, ValueError, r"x has shape \[\]; it must be \[20\]"),
+    ({"x": torch.zeros(3, 20, dtype=F16)}, TypeError, "x is torch.float16; it must be float32"),
+    ({"x": torch.zeros(3, 20, device="meta")}, ValueError, "x is on meta; it must be on cpu"),
+    ({"weight": [1.0]}, TypeError, "weight is a list"),
+    ({"weight": torch.zeros(20)}, ValueError, r"weight has shape \[20\]"),
+    ({"weight": torch.zeros(7, 20, dtype=F64)}, TypeError, "weight is torch.float64"),
+    ({"weight": torch.zeros(20, 7).T}, ValueError, "weight has stride 7 in its last dimension"),
+    ({"weight": torch.zeros(0, 20)}, ValueError, r"weight has shape \[0, 20\].*not be empty"),
+    ({"numerics": "exact"}, ValueError, "numerics is 'exact'; it must be one of invariant, fast"),
+    ({"weight": quantized("int8", kind="int3")}, ValueError, "weight.kind is 'int3'; .* int4"),
+    (
+        {"weight": quantized("int8", kind="fp8")},
+        TypeError,
+        "weight.values is torch.int8; it must be float8_e4m3fn",
+    ),
+    (
+        {"weight": quantized("int4", in_features=200)},
+        ValueError,
+        r"weight.values has shape \[7, 64\]; it must be \[out_features, 128\]",
+    ),
+    (
+        {"weight": quantized("int8", scales=torch.ones(6))},
+        ValueError,
+        r"weight.scales has shape \[6\]; it must be \[7\]",
+    ),
+    (
+        {"weight": quantized("int8", scales=torch.ones(7, dtype=F16))},
+        TypeError,
+        "weight.scales is torch.float16; it must be float32",
+    ),
+    (
+        {"weight": quantized("int8", values=torch.zeros(20, 7, dtype=torch.int8).T)},
+        ValueError,
+        r"weight.values has strides \(1, 7\); it must be contiguous",
+    ),
+    (
+        {"weight": quantized("int8", scales=torch.ones(7, device="meta"))},
+        ValueError,
+        "weight.scales is on meta; it must be on cpu",
+    ),
+]
+
+
+@pytest.mark.parametrize("op", [linear, linear_partials])
+@pytest.mark.parametrize(("change", "exception", "message"), LINEAR_ERRORS)
+def test_linear_rejects(
+    op: Callable, change: dict, exception: type[Exception], message: str
+) -> None:
+    arguments = {"x": torch.zeros(3, 20), "weight": torch.zeros(7, 20)}
+    expect(op, arguments | change, exception, message)
 
 
 # --- confidence
@@ -161,11 +231,23 @@ def test_lm_head_refuses(change: dict, exception: type[Exception], message: str)
     ("call", "change", "exception", "message"),
     [
         (lm_head_confidence, {"error": ints(2)}, ValueError, r"error has shape \[2\]; .*\[1\]"),
+        (
+            lm_head_confidence,
+            {"numerics": "exact"},
+            ValueError,
+            "numerics is 'exact'; it must be one of invariant, fast",
+        ),
         (lm_head_partials, {"first_id": -1}, ValueError, "first_id is -1; "),
         (lm_head_partials, {"first_id": 1.0}, TypeError, "first_id is 1.0; it must be an int"),
         (lm_head_partials, {"first_id": 2**24 - 7}, ValueError, "weight ends at id 16777217"),
     ],
-    ids=["error-two-words", "first-id-negative", "first-id-float", "shard-past-the-last-id"],
+    ids=[
+        "error-two-words",
+        "numerics-unknown",
+        "first-id-negative",
+        "first-id-float",
+        "shard-past-the-last-id",
+    ],
 )
 def test_lm_head_refuses_what_one_of_the_two_takes(
     call: Callable, change: dict, exception: type[Exception], message: str
@@ -254,8 +336,47 @@ def pages_of(pages: int = 7, page_size: int = 16, **others) -> dict:
     return {"k_cache": pool, "v_cache": pool, "block_table": ints(3, 2)} | others
 
 
+def float8(**others) -> dict:
+    """The change that puts the cache into float8."""
+    cache = torch.zeros(3, 20, 2, 16, dtype=torch.float8_e4m3fn)
+    scale = torch.ones(2)
+    return {"k_cache": cache, "v_cache": cache, "k_scale": scale, "v_scale": scale} | others
+
+
 CAUSAL = {"k": None, "v": None}
 ATTENTION_ERRORS = {
+    "k-scale-missing": (float8(k_scale=None), ValueError, "k_scale is None; a cache in .*float8"),
+    "v-scale-missing": (float8(v_scale=None), ValueError, "v_scale is None"),
+    "k-scale-alone": ({"k_scale": torch.ones(2)}, ValueError, "k_scale is given; .*float32 has no"),
+    "v-scale-alone": ({"v_scale": torch.ones(2)}, ValueError, "v_scale is given"),
+    "k-scale-float64": (
+        float8(k_scale=torch.ones(2, dtype=F64)), TypeError, "k_scale is torch.float64; .*float32",
+    ),
+    "v-scale-of-other-heads": (
+        float8(v_scale=torch.ones(6)), ValueError, r"v_scale has shape \[6\]; it must be \[2\]",
+    ),
+    "v-scale-strided": (
+        float8(v_scale=torch.ones(4)[::2]), ValueError, "v_scale has stride 2",
+    ),
+    "k-scale-elsewhere": (
+        float8(k_scale=torch.ones(2, device="meta")), ValueError, "k_scale is on meta",
+    ),
+    "values-alone-float8": (
+        {"v_cache": torch.zeros(3, 20, 2, 16, dtype=torch.float8_e4m3fn)},
+        TypeError,
+        "v_cache is torch.float8_e4m3fn; it must be float32",
+    ),
+    "keys-alone-float8": (
+        float8(v_cache=torch.zeros(3, 20, 2, 16)), TypeError, "v_cache is torch.float32; .*float8",
+    ),
+    "fresh-keys-float8": (
+        float8(k=torch.zeros(3, 4, 2, 16, dtype=torch.float8_e4m3fn)),
+        TypeError,
+        "k is torch.float8_e4m3fn; it must be float32",
+    ),
+    "queries-float8": (
+        float8(q=torch.zeros(3, 4, 6, 16).to(torch.float8_e4m3fn)), TypeError, "q is torch.float8",
+    ),
     "q-no-tensor": ({"q": None}, TypeError, "q is a NoneType"),
     "q-3d": ({"q": torch.zeros(4, 6, 16)}, ValueError, r"q has shape \[4, 6, 16\]; .*block"),
     "q-float64": ({"q": torch.zeros(3, 4, 6, 16, dtype=F64)}, TypeError, "q is torch.float64"),
@@ -566,6 +687,246 @@ def test_block_state_start_refuses_other_positions(name: str) -> None:
     expect(BlockState.start, good | {name: wrong}, ValueError, f"{name} has strides")
 
 
+# --- residual_norm and gated_silu
+
+
+def norm_arguments() -> dict:
+    return {
+        "residual": torch.zeros(3, 8),
+        "update": torch.zeros(3, 8),
+        "weight": torch.zeros(8),
+        "eps": 1e-5,
+    }
+
+
+NORM_ERRORS = {
+    "weight-2d": ({"weight": torch.zeros(1, 8)}, ValueError, r"weight .*\[1, 8\]; .*\[hidden\]"),
+    "weight-float64": ({"weight": torch.zeros(8, dtype=F64)}, TypeError, "weight is torch.float64"),
+    "weight-empty": ({"weight": torch.zeros(0)}, ValueError, "weight has 0 elements; .*1 to 16384"),
+    "weight-too-long": ({"weight": torch.zeros(16385)}, ValueError, "weight has 16385 elements"),
+    "residual-no-tensor": ({"residual": 0}, TypeError, "residual is a int; .*torch.Tensor"),
+    "residual-0d": ({"residual": torch.zeros(())}, ValueError, r"residual has shape \[\]; .*\[8\]"),
+    "residual-narrow": (
+        {"residual": torch.zeros(3, 7)},
+        ValueError,
+        r"residual has shape \[3, 7\]; it must be \[3, 8\]",
+    ),
+    "residual-float16": ({"residual": torch.zeros(3, 8, dtype=F16)}, TypeError, "residual is tor"),
+    "update-list": ({"update": [0]}, TypeError, "update is a list; .*torch.Tensor or PartialSums"),
+    "update-of-other-rows": (
+        {"update": torch.zeros(2, 8)},
+        ValueError,
+        r"update has shape \[2, 8\]; it must be \[3, 8\], as residual",
+    ),
+    "parts-of-other-rows": (
+        {"update": PartialSums(torch.zeros(2, 3, 7), torch.float32)},
+        ValueError,
+        r"update has shape \[3, 7\]",
+    ),
+    "update-float16": (
+        {"update": PartialSums(torch.zeros(2, 3, 8), F16)},
+        TypeError,
+        "update is torch.float16; it must be torch.float32, as residual",
+    ),
+    "parts-strided": (
+        {"update": PartialSums(torch.zeros(8, 3, 2).permute(2, 1, 0), torch.float32)},
+        ValueError,
+        "update.sums has strides .*contiguous",
+    ),
+    "update-elsewhere": (
+        {"update": torch.zeros(3, 8, device="meta")},
+        ValueError,
+        "update is on meta; it must be on cpu, as residual",
+    ),
+    "eps-text": ({"eps": "1e-5"}, TypeError, "eps is '1e-5'; it must be a number"),
+    "eps-negative": ({"eps": -1e-5}, ValueError, "eps is -1e-05; it must be at least 0"),
+    "eps-nan": ({"eps": math.nan}, ValueError, "eps is nan"),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "exception", "message"), NORM_ERRORS.values(), ids=list(NORM_ERRORS)
+)
+def test_residual_norm_refuses(change: dict, exception: type[Exception], message: str) -> None:
+    residual_norm(**norm_arguments())
+    expect(residual_norm, norm_arguments() | change, exception, message)
+
+
+@pytest.mark.parametrize(
+    ("gate_up", "exception", "message"),
+    [
+        (None, TypeError, "gate_up is a NoneType; .*torch.Tensor or PartialSums"),
+        (torch.zeros(3, 8, dtype=F64), TypeError, "gate_up is torch.float64"),
+        (torch.zeros(3, 7), ValueError, r"gate_up has shape \[3, 7\]; .*2 intermediate"),
+        (torch.zeros(3, 0), ValueError, r"gate_up has shape \[3, 0\]"),
+        (torch.zeros(()), ValueError, r"gate_up has shape \[\]"),
+        (PartialSums(torch.zeros(2, 3, 8, dtype=F16), F16), ValueError, "gate_up.sums is torch.fl"),
+    ],
+    ids=["no-tensor", "float64", "odd", "no-features", "0d", "parts-in-float16"],
+)
+def test_gated_silu_refuses(gate_up: object, exception: type[Exception], message: str) -> None:
+    expect(gated_silu, {"gate_up": gate_up}, exception, message)
+
+
+# --- rope_kv_write
+
+
+def rope_arguments() -> dict:
+    """4 query heads and 2 KV heads of 16, blocks of 4 behind contexts in a cache of 20."""
+    return {
+        "qkv": torch.zeros(3, 4, 8 * 16),
+        "cos": torch.zeros(3, 4, 8),
+        "sin": torch.zeros(3, 4, 8),
+        "query_scale": torch.zeros(3, 4),
+        "kv_heads": 2,
+        "k_cache": torch.zeros(3, 20, 2, 16),
+        "v_cache": torch.zeros(3, 20, 2, 16),
+        "context_lens": ints(3),
+        "error": new_error_word("cpu"),
+    }
+
+
+def rope_pages(**others) -> dict:
+    """What makes `rope_arguments` paged: 7 pages of 16 keys, two of them a request."""
+    pages = {"k_cache": torch.zeros(7, 16, 2, 16), "v_cache": torch.zeros(7, 16, 2, 16)}
+    return pages | {"block_table": ints(3, 2)} | others
+
+
+NO_CACHE = {"k_cache": None, "v_cache": None, "context_lens": None}
+F8 = torch.float8_e4m3fn
+F8_CACHES = {
+    "k_cache": torch.zeros(3, 20, 2, 16).to(F8),
+    "v_cache": torch.zeros(3, 20, 2, 16).to(F8),
+    "k_scale": torch.ones(2),
+    "v_scale": torch.ones(2),
+}
+
+ROPE_ERRORS = {
+    "qkv-list": ({"qkv": [0]}, TypeError, "qkv is a list; .*torch.Tensor or PartialSums"),
+    "qkv-float64": ({"qkv": torch.zeros(3, 4, 128, dtype=F64)}, TypeError, "qkv is torch.float64"),
+    "qkv-2d": ({"qkv": torch.zeros(12, 128)}, ValueError, r"qkv has shape \[12, 128\]; .*\[batch"),
+    "qkv-too-few-heads": (
+        {"qkv": torch.zeros(3, 4, 64)},
+        ValueError,
+        "qkv has 64 features; with kv_heads 2 and head_dim 16 it must have 32 for each query head",
+    ),
+    "qkv-part-of-a-head": ({"qkv": torch.zeros(3, 4, 120)}, ValueError, "qkv has 120 features"),
+    "qkv-odd-group": ({"qkv": torch.zeros(3, 4, 112)}, ValueError, "qkv has 112 features"),
+    "cos-other-block": ({"cos": torch.zeros(3, 5, 8)}, ValueError, r"cos has .*\[3, 4, head_dim"),
+    "cos-float16": ({"cos": torch.zeros(3, 4, 8, dtype=F16)}, TypeError, "cos is torch.float16"),
+    "head-dim-12": (
+        {"cos": torch.zeros(3, 4, 6), "sin": torch.zeros(3, 4, 6)},
+        ValueError,
+        "cos is for head_dim 12; it must be a power of two from 16 to 256",
+    ),
+    "sin-shorter": ({"sin": torch.zeros(3, 4, 4)}, ValueError, r"sin has .*\[3, 4, 8\]"),
+    "scale-a-head": ({"query_scale": torch.zeros(3, 4, 1)}, ValueError, "query_scale has shape"),
+    "kv-heads-zero": ({"kv_heads": 0}, ValueError, "kv_heads is 0; it must be in"),
+    "kv-heads-float": ({"kv_heads": 2.0}, TypeError, "kv_heads is 2.0; it must be an int"),
+    "k-cache-alone": ({"v_cache": None}, TypeError, "v_cache is a NoneType"),
+    "v-cache-alone": ({"k_cache": None}, ValueError, "k_cache is None; v_cache needs it"),
+    "no-cache-drafts": (
+        NO_CACHE | {"draft_groups": (1, 2)},
+        ValueError,
+        "k_cache is None; draft_groups needs it",
+    ),
+    "no-lengths": ({"context_lens": None}, TypeError, "context_lens is a NoneType"),
+    "lengths-int64": ({"context_lens": ints(3, dtype=I64)}, TypeError, "context_lens is torch.int"),
+    "lengths-strided": ({"context_lens": ints(6)[::2]}, ValueError, "context_lens has stride 2"),
+    "cache-of-other-heads": (
+        {"k_cache": torch.zeros(3, 20, 4, 16)},
+        ValueError,
+        r"k_cache has shape .*\[3, capacity, 2, 16\]",
+    ),
+    "cache-float16": (
+        {"k_cache": torch.zeros(3, 20, 2, 16, dtype=F16)},
+        TypeError,
+        "k_cache is torch.float16; it must be float32 or float8_e4m3fn",
+    ),
+    "v-cache-of-other-dtype": (
+        F8_CACHES | {"v_cache": torch.zeros(3, 20, 2, 16)},
+        TypeError,
+        "v_cache is torch.float32; it must be float8_e4m3fn",
+    ),
+    "v-cache-strided": (
+        {"v_cache": torch.zeros(3, 20, 2, 32)[..., ::2]},
+        ValueError,
+        "v_cache has stride 2",
+    ),
+    "cache-too-short": (
+        {"k_cache": torch.zeros(3, 3, 2, 16), "v_cache": torch.zeros(3, 3, 2, 16)},
+        ValueError,
+        "k_cache holds 3 keys; 4 rows of the block",
+    ),
+    "float8-without-scale": (
+        F8_CACHES | {"v_scale": None},
+        ValueError,
+        "v_scale is None; a float8 k_cache needs k_scale and v_scale",
+    ),
+    "scale-without-float8": (
+        {"k_scale": torch.ones(2)},
+        ValueError,
+        "k_scale is given; k_cache is torch.float32, which has no scale",
+    ),
+    "scale-a-query-head": (
+        F8_CACHES | {"k_scale": torch.ones(4)},
+        ValueError,
+        r"k_scale has shape \[4\]; it must be \[2\]",
+    ),
+    "no-pages": (
+        rope_pages(k_cache=torch.zeros(0, 16, 2, 16), v_cache=torch.zeros(0, 16, 2, 16)),
+        ValueError,
+        "k_cache has 0 pages",
+    ),
+    "pages-of-20": (
+        rope_pages(k_cache=torch.zeros(7, 20, 2, 16), v_cache=torch.zeros(7, 20, 2, 16)),
+        ValueError,
+        "k_cache has pages of 20 keys",
+    ),
+    "table-of-other-batch": (
+        rope_pages(block_table=ints(2, 2)),
+        ValueError,
+        r"block_table has shape \[2, 2\]; it must be \[3, max_pages\]",
+    ),
+    "table-int64": (
+        rope_pages(block_table=ints(3, 2, dtype=I64)),
+        TypeError,
+        "block_table is torch.int64; it must be int32",
+    ),
+    "drafts-list": ({"draft_groups": [1, 2]}, TypeError, r"draft_groups is \[1, 2\]; .*tuple"),
+    "drafts-longer-than-the-block": (
+        {"draft_groups": (2, 3)},
+        ValueError,
+        r"draft_groups is \(2, 3\): 6 rows; the block has 4",
+    ),
+    "drafts-without-masks": ({"draft_groups": (2, 1)}, ValueError, r"draft_groups\[1\] is 1"),
+    "error-two-words": ({"error": ints(2)}, ValueError, r"error has shape \[2\]"),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "exception", "message"), ROPE_ERRORS.values(), ids=list(ROPE_ERRORS)
+)
+def test_rope_kv_write_refuses(change: dict, exception: type[Exception], message: str) -> None:
+    rope_kv_write(**rope_arguments())
+    expect(rope_kv_write, rope_arguments() | change, exception, message)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6)])
+def test_an_old_gpu_refuses_a_float8_cache(
+    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {
+        name: value.cuda() if isinstance(value, torch.Tensor) else value
+        for name, value in (rope_arguments() | F8_CACHES).items()
+    }
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    message = f"k_cache is torch.float8_e4m3fn; .* on sm_{capability[0]}{capability[1]}"
+    with pytest.raises(TypeError, match=message):
+        rope_kv_write(**arguments)
+
+
 # --- device contents, which only DLM_CHECK=1 reads
 
 
@@ -648,6 +1009,30 @@ def test_block_state_start_refuses_other_positions(name: str) -> None:
             ),
             "block_table holds 7",
             id="page-of-a-drafts-slot-0",
+        ),
+        pytest.param(
+            rope_kv_write,
+            rope_arguments,
+            {"context_lens": torch.tensor([0, 17, 3], dtype=I32)},
+            r"context_lens holds 17; lengths must be in \[0, 16\]",
+            id="length-that-leaves-a-block-no-room",
+        ),
+        pytest.param(
+            rope_kv_write,
+            rope_arguments,
+            {"context_lens": torch.tensor([0, 18, 3], dtype=I32), "draft_groups": (1, 2)},
+            r"context_lens holds 18; lengths must be in \[0, 17\]",
+            id="length-that-leaves-drafts-no-room",
+        ),
+        pytest.param(
+            rope_kv_write,
+            rope_arguments,
+            rope_pages(
+                block_table=torch.tensor([[0, -1], [-1, 7], [3, 4]], dtype=I32),
+                context_lens=torch.tensor([12, 16, 0], dtype=I32),
+            ),
+            r"block_table holds 7; pages must be in \[0, 7\)",
+            id="page-that-a-block-is-written-to",
         ),
         pytest.param(
             remask_scatter,

@@ -72,3 +72,12 @@ def test_the_read_kernel_reads_every_element(triton_device: str) -> None:
     x = torch.randn(2 * 65536, device=triton_device)
     partials = ceilings.partial_sums(x)
     torch.testing.assert_close(partials, x.view(2, -1).sum(1), rtol=1e-3, atol=1e-2)
+
+
+def test_the_kernel_takes_as_many_exponentials_as_its_rate_counts(triton_device: str) -> None:
+    out = torch.empty(2, device=triton_device)
+    ceilings.exponentials(out, 3)
+    x = torch.arange(4096, dtype=torch.float64) / 4096
+    for _ in range(3):
+        x = torch.exp2(-x)
+    assert out.cpu().double() == pytest.approx(x.sum().expand(2), rel=1e-5)

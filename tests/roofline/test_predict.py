@@ -28,6 +28,14 @@ def test_time_is_the_slower_of_the_two(cost, seconds, holder) -> None:
     assert H200.holder(cost) == holder
 
 
+def test_exponentials_hold_work_that_needs_more_of_them_than_a_device_takes() -> None:
+    roof = Roof(bandwidth=4.0, peak=8.0, exps=2.0)
+    assert roof.seconds(Cost(8.0, 4.0, 6.0)) == 3.0
+    assert roof.holder(Cost(8.0, 4.0, 6.0)) == "exponentials"
+    assert roof.seconds(Cost(8.0, 12.0, 4.0)) == 3.0
+    assert H200.seconds(Cost(0, 4.3e12, 1e30)) == 1.0  # nobody measured a rate
+
+
 def test_a_step_takes_the_sum_of_its_stages() -> None:
     stages = {"a": Cost(0, 4.3e12), "b": Cost(790e12, 1)}
     # One piece of work could hide one behind the other and take 1 s.

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dlm_roofline.ceilings import Ceiling
 from dlm_roofline.records import Peer, Record, Timing, check_writable, load, save
 
 
@@ -116,6 +117,25 @@ def test_a_folder_that_cannot_be_made(record: Record, tmp_path: Path) -> None:
     for attempt in (lambda: save(record, folder), lambda: check_writable(folder)):
         with pytest.raises(OSError, match="file.out.*: Not a directory"):
             attempt()
+
+
+def test_an_older_record_without_exponentials_loads(record: Record, tmp_path: Path) -> None:
+    path = save(record, tmp_path)
+    values = json.loads(path.read_text())
+    del values["ceilings"]["exps"]
+    for row in values["rows"]:
+        del row["exps"]
+    path.write_text(json.dumps(values))
+    assert load(path) == record
+    assert load(path).roof("bfloat16").exps is None
+
+
+def test_a_measured_rate_of_exponentials_bounds_rows(record: Record, tmp_path: Path) -> None:
+    ceilings = replace(record.ceilings, exps=Ceiling(5e12, 4e12, 15))
+    row = replace(record.rows[0], kind="op", model=None, exps=5e12)
+    saved = load(save(replace(record, ceilings=ceilings, rows=[row]), tmp_path))
+    assert saved.floor(saved.rows[0]) == pytest.approx(1.0)
+    assert record.floor(row) < 0.1
 
 
 def test_floor_of_a_step_is_the_sum_over_its_stages(record: Record) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dlm_core import KVCache, Model
+from dlm_core import KVCache, KVScales, Model
+from dlm_kernels.block_attention import CACHE_DTYPE
 from dlm_kernels.validate import MAX_BLOCK
 
 
@@ -29,16 +30,27 @@ def padded(
     return tokens.to(model.device), known.to(model.device)
 
 
-def new_cache(model: Model, batch: int, capacity: int) -> KVCache:
-    """An empty cache of the model's dtype, of no more positions than the model has."""
+def new_cache(
+    model: Model, batch: int, capacity: int, *, kv_scales: KVScales | None = None
+) -> KVCache:
+    """An empty cache of the model's dtype, or float8 over scales, within the model's positions."""
     capacity = min(capacity, model.config.max_position_embeddings)
-    return KVCache(model.config, batch, capacity, device=model.device, dtype=model.dtype)
+    dtype = model.dtype if kv_scales is None else CACHE_DTYPE
+    return KVCache(
+        model.config, batch, capacity, device=model.device, dtype=dtype, scales=kv_scales
+    )
 
 
-def after_contexts(model: Model, contexts: Sequence[list[int]], room: int) -> KVCache:
+def after_contexts(
+    model: Model,
+    contexts: Sequence[list[int]],
+    room: int,
+    *,
+    kv_scales: KVScales | None = None,
+) -> KVCache:
     """A cache that holds each context, and `room` positions behind the longest."""
     tokens, known = padded(contexts, model)
-    cache = new_cache(model, len(contexts), tokens.shape[1] + room)
+    cache = new_cache(model, len(contexts), tokens.shape[1] + room, kv_scales=kv_scales)
     for begin in range(0, tokens.shape[1], MAX_BLOCK):
         chunk = tokens[:, begin : begin + MAX_BLOCK]
         model(chunk, cache, causal=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from dlm_core import RULES, Batch, Generation, Model
+from dlm_core import RULES, Batch, Generation, KVScales, Model
 from dlm_core.decoding import Request
 from dlm_core.tasks import Example, are_right, heldout
 
@@ -94,6 +94,7 @@ def evaluate(
     *,
     max_new_tokens: int,
     parts: Sequence[Sequence[int]] | None = None,
+    kv_scales: KVScales | None = None,
     on_done: Callable[[], None] = lambda: None,
 ) -> tuple[list[Outcome], list[float]]:
     """Decode each example's prompt greedily and check the answer, which has to end with an EOS.
@@ -103,6 +104,7 @@ def evaluate(
         max_new_tokens: at most so many of an answer; see `longest_answer`.
         parts: indices of the examples that are decoded together, one part after the other; every
             index is in one of them. By default all are one part.
+        kv_scales: for a cache in float8; see `Batch`.
         on_done: called as each example is decoded.
 
     Returns the outcomes, in the order of the examples, and the seconds that decoding each part
@@ -112,7 +114,8 @@ def evaluate(
     prompts = [each.ids for each in encoded(tokenizer, [e.prompt for e in examples], special=True)]
     block = setting.block_length or model.config.block_size
     longest = max(map(len, prompts)) + max_new_tokens + 2 * block
-    batch = Batch(model, pages=CONCURRENT * -(-longest // PAGE_SIZE), page_size=PAGE_SIZE)
+    pages = CONCURRENT * -(-longest // PAGE_SIZE)
+    batch = Batch(model, pages=pages, page_size=PAGE_SIZE, kv_scales=kv_scales)
     requests: dict[int, Request] = {}
     seconds = []
     for part in [range(len(prompts))] if parts is None else parts:

@@ -173,7 +173,7 @@ def draft(
 def _choices(runner: Runner, hidden: Tensor) -> Tensor:
     """Greedy choices int32 [batch, M]."""
     place = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-    return runner.choose(runner.logits(hidden), None, place, place)
+    return runner.choose(hidden, None, place, place)
 
 
 def _after_prompts(model: Model, batch: Sequence[Reference], block_length: int) -> KVCache:

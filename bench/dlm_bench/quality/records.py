@@ -232,6 +232,11 @@ class QualityRecord:
                     f" of each of {len(self.sample.tasks)} tasks, at most {longest}"
                 )
 
+    @property
+    def so_far(self) -> str:
+        """What it holds, in words."""
+        return f"{len(self.results)} settings"
+
     def result(self, setting: Setting) -> Result | None:
         return next((each for each in self.results if each.setting == setting), None)
 

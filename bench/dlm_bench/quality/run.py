@@ -297,13 +297,13 @@ def _run(arguments: argparse.Namespace, argv: list[str] | None) -> int:
     make = grid.quick if arguments.quick else grid.standard
     wanted = make(model.config.block_size, has_lora=model.has_draft_lora)
     examples = sample(wanted.per_task, grid.SEED)
-    new = _begin(arguments, argv, model, tokenizer, wanted, examples)
+    command = ["dlm", "quality", *(sys.argv[1:] if argv is None else argv)]
+    scope = "quick" if arguments.quick else "standard"
+    new = begin(arguments.folder, model, tokenizer, wanted, examples, scope, command)
     path = arguments.out / ("quality-quick.json" if arguments.quick else "quality.json")
-    record = _resumed(new, path) or new
+    record = resumed(new, path) or new
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+    with progress_shown() as progress:
         run = Run(record, path, model, tokenizer, examples, progress)
         try:
             run.settings(wanted.headline, wanted.per_task)
@@ -327,17 +327,25 @@ def _draw_again(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _begin(
-    arguments: argparse.Namespace,
-    argv: list[str] | None,
+def progress_shown() -> Progress:
+    """What shows a run's parts as they go, on the standard error."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
+
+
+def begin(
+    folder: Path,
     model: Model,
     tokenizer: "Tokenizer",
     wanted: Grid,
     examples: Sequence[Example],
+    scope: str,
+    command: Sequence[str],
 ) -> QualityRecord:
     """A record without results."""
     head, dirty = commit()
-    folder = arguments.folder.resolve()
+    folder = folder.resolve()
     checkpoint = Checkpoint(
         name=folder.name,
         hash=checkpoint_hash(folder),
@@ -353,11 +361,11 @@ def _begin(
     return QualityRecord(
         schema=SCHEMA,
         complete=False,
-        scope="quick" if arguments.quick else "standard",
+        scope=scope,
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         commit=head,
         dirty=dirty,
-        command=shlex.join(["dlm", "quality", *(sys.argv[1:] if argv is None else argv)]),
+        command=shlex.join(command),
         backend=backend_for(model.diffusion_head.weight),
         versions=versions(),
         device=describe_device(model.device),
@@ -369,17 +377,17 @@ def _begin(
     )
 
 
-def _resumed(new: QualityRecord, path: Path) -> QualityRecord | None:
+def resumed(new: QualityRecord, path: Path) -> QualityRecord | None:
     """The record at `path` if this run can go on with it; one of other things is moved aside."""
     if not path.exists():
         return None
     try:
-        old = read(QualityRecord, path, SCHEMA)
+        old = read(type(new), path, SCHEMA)
     except ValueError as error:
         raise ValueError(f"{error}; move it away, or give another --out") from None
     why = old.differs_from(new)
     if why is None:
-        print(f"{path} has {len(old.results)} settings of this model and sample: going on with it")
+        print(f"{path} has {old.so_far} of this model and sample: going on with it")
         return replace(old, complete=False)
     kept = path.with_name(f"{path.stem}-{old.date.replace(':', '').replace('-', '')}.json")
     os.replace(path, kept)

@@ -1,0 +1,1 @@
+"""`dlm bench --tune`: a device's launch table, chosen by measurement."""

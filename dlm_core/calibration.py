@@ -1,0 +1,33 @@
+"""Scales of a float8 cache by what a model makes of given text."""
+
+import torch
+from torch import Tensor
+
+from dlm_kernels.block_attention import CACHE_DTYPE
+from dlm_kernels.validate import MAX_BLOCK
+
+from .cache import KVCache
+from .kv_scales import KVScales
+from .model import Model
+
+LARGEST = torch.finfo(CACHE_DTYPE).max  # 448; what is larger is stored as this
+
+
+def calibrated_kv_scales(model: Model, tokens: Tensor) -> KVScales:
+    """Scales with which the largest key and value of each layer and KV head is just representable.
+
+    The `tokens`, int32 or int64 [batch, n], run through the model causally over an ordinary
+    cache, 256 at a time. There is no margin: what is larger on other text is cut off at its head's
+    largest here, so tokens should be many and of the kind that will be decoded. A head that is zero
+    throughout has scale 1.
+    """
+    batch, n = tokens.shape
+    cache = KVCache(model.config, batch, n, device=model.device, dtype=model.dtype)
+    for block in tokens.split(MAX_BLOCK, 1):
+        model(block, cache, causal=True)
+        cache.advance(block.shape[1])
+    scales = []
+    for tensors in (cache.keys, cache.values):
+        largest = torch.stack([x.abs().amax((0, 1, 3)).float() for x in tensors])
+        scales.append(torch.where(largest > 0, largest / LARGEST, 1.0))
+    return KVScales(*scales)

@@ -1,0 +1,525 @@
+r"""From a layer's query-key-value product to attention: heads rotated, keys and values cached.
+
+Pair j of a head is its elements j and j + head_dim / 2. At angle a_j, given as cosine and sine,
+
+    first'  = first cos a_j - second sin a_j
+    second' = second cos a_j + first sin a_j
+
+for queries and keys, in float32, rounded once; a query's cosines and sines are multiplied by its
+scale before. The product may come in partial sums, which are added up while they load and rounded
+once. Of these the kernel makes, by what is given:
+
+- no cache (bidirectional): q, k and v as `block_attention` takes them.
+- a cache (causal): q; the row's k and v go into the cache at position context + row.
+- a cache and draft groups: q, k and v; of the block's `lead` causal rows and of each group's slot 0
+  k and v also go into the cache, position after position behind the context.
+
+A float8 cache holds k / k_scale and v / v_scale of each KV head, cut to [-448, 448], the range of
+e4m3, and rounded to nearest. One program takes some heads of one kind of one row; each value is a
+function of its own pair alone.
+
+Compulsory traffic: product, cosines, sines and query scales read once, each result written once.
+FLOPs: four multiplies and two adds a rotated pair, two multiplies for a query's cosine and sine.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import error_word, launch, reference, torch_backend
+from .backend import backend_for, contents_checked
+from .cost import Cost
+from .partial_sums import PartialSums, as_partial_sums, load_total
+from .validate import (
+    HEAD_DIMS,
+    check_draft_groups,
+    check_int,
+    check_tensor,
+    check_unit_stride,
+)
+
+_LENGTH_OUT_OF_RANGE = tl.constexpr(error_word.LENGTH_OUT_OF_RANGE)
+_PAGE_OUT_OF_RANGE = tl.constexpr(error_word.PAGE_OUT_OF_RANGE)
+_LARGEST_E4M3 = tl.constexpr(448.0)
+
+
+def rope_kv_write_cost(
+    batch: int,
+    block: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    *,
+    itemsize: int,
+    causal: bool = False,
+    draft_groups: tuple[int, int] | None = None,
+    cache_itemsize: int | None = None,
+) -> Cost:
+    """Of a whole product; partial sums are overhead, and lengths and page numbers are not counted.
+
+    cache_itemsize: bytes a cached element; default itemsize.
+    """
+    rows = batch * block
+    queries, keys = rows * query_heads * head_dim, rows * kv_heads * head_dim
+    moved = itemsize * (queries + 2 * keys + queries)
+    if not causal:
+        moved += itemsize * 2 * keys
+    cached_rows = block if causal else 0
+    if draft_groups is not None:
+        groups, length = draft_groups
+        cached_rows = block - groups * (length - 1)
+    if cache_itemsize is None:
+        cache_itemsize = itemsize
+    moved += cache_itemsize * 2 * batch * cached_rows * kv_heads * head_dim
+    moved += 4 * rows * (head_dim + 1)
+    return Cost(flops=3.0 * (queries + keys) + rows * head_dim, bytes=float(moved))
+
+
+# --- kernel
+
+
+@triton.jit(
+    do_not_specialize=[
+        "rows", "block", "query_heads", "kv_heads", "capacity", "own", "pages", "lead",
+        "draft_length",
+    ]
+)  # fmt: skip
+def rope_kernel(
+    # Pointers
+    sums_ptr,  # [SEGMENTS, rows, query_heads + 2 kv_heads, D]
+    cos_ptr,  # float32 [rows, D / 2], as sin_ptr
+    sin_ptr,
+    query_scale_ptr,  # float32 [rows]
+    q_ptr,  # [rows, query_heads, D]
+    k_ptr,  # [rows, kv_heads, D], written if FRESH, as v_ptr
+    v_ptr,
+    k_cache_ptr,  # written if CACHED, as v_cache_ptr
+    v_cache_ptr,
+    context_lens_ptr,  # int32 [batch], read if CACHED
+    table_ptr,  # int32 [batch, max_pages], read if PAGE_SIZE
+    k_scale_ptr,  # float32 [kv_heads], read if SCALED, as v_scale_ptr
+    v_scale_ptr,
+    error_ptr,  # int32 [1], written if HAS_ERROR
+    # Dimensions
+    rows,  # batch x block
+    block,
+    query_heads,
+    kv_heads,
+    capacity,  # positions of a request, as the ones below if CACHED
+    own,  # positions that the block takes
+    pages,  # of the cache, if PAGE_SIZE
+    lead,  # causal rows before the groups, if DRAFT, as draft_length
+    draft_length,
+    # Strides, in elements; the last dimension of each tensor is contiguous
+    stride_tb,
+    stride_kcb,  # of a page if PAGE_SIZE, as stride_vcb
+    stride_kcs,
+    stride_kch,
+    stride_vcb,
+    stride_vcs,
+    stride_vch,
+    # Meta-parameters
+    D: tl.constexpr,
+    BLOCK_H: tl.constexpr,  # heads a program
+    SEGMENTS: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,  # 0: contiguous
+    FRESH: tl.constexpr,
+    CACHED: tl.constexpr,
+    DRAFT: tl.constexpr,
+    SCALED: tl.constexpr,
+    HAS_ERROR: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    heads = query_heads + 2 * kv_heads
+    kv_tiles = tl.cdiv(kv_heads, BLOCK_H)
+    # Tiles of queries, then of keys, then of values.
+    tile = tl.program_id(1)
+    kv_tile = tile - tl.cdiv(query_heads, BLOCK_H)
+    is_query = kv_tile < 0
+    is_value = kv_tile >= kv_tiles
+    first_head = 0
+    heads_of_kind = query_heads
+    if is_value:
+        tile = kv_tile - kv_tiles
+        first_head = query_heads + kv_heads
+        heads_of_kind = kv_heads
+    elif not is_query:
+        tile = kv_tile
+        first_head = query_heads
+        heads_of_kind = kv_heads
+    head = tile * BLOCK_H + tl.arange(0, BLOCK_H)
+    inside = (head < heads_of_kind)[:, None]
+
+    # (first, second) are the halves of each head: [BLOCK_H, D / 2].
+    pair = tl.arange(0, D // 2)
+    at = (row * heads + first_head + head[:, None]) * D + pair[None, :]
+    stride_segment = rows.to(tl.int64) * heads * D
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    first = load_total(sums_ptr, at, stride_segment, inside, SEGMENTS, dtype)
+    second = load_total(sums_ptr, at + D // 2, stride_segment, inside, SEGMENTS, dtype)
+    if not is_value:
+        scale = tl.load(query_scale_ptr + row, mask=is_query, other=1.0)
+        cos = (tl.load(cos_ptr + row * (D // 2) + pair) * scale)[None, :]
+        sin = (tl.load(sin_ptr + row * (D // 2) + pair) * scale)[None, :]
+        # Spelt out, so that every form of this kernel rounds alike.
+        turned = tl.fma(-second, sin, first * cos)
+        second = tl.fma(first, sin, second * cos)
+        first = turned
+    first = first.to(dtype)
+    second = second.to(dtype)
+
+    if is_query:
+        q_at = q_ptr + (row * query_heads + head[:, None]) * D + pair[None, :]
+        tl.store(q_at, first, mask=inside)
+        tl.store(q_at + D // 2, second, mask=inside)
+    else:
+        if FRESH:
+            fresh_ptr = k_ptr
+            if is_value:
+                fresh_ptr = v_ptr
+            fresh_at = fresh_ptr + (row * kv_heads + head[:, None]) * D + pair[None, :]
+            tl.store(fresh_at, first, mask=inside)
+            tl.store(fresh_at + D // 2, second, mask=inside)
+        if CACHED:
+            b = row // block
+            place = row % block
+            if DRAFT:
+                in_groups = tl.maximum(place - lead, 0)
+                kept = in_groups % draft_length == 0
+                inside &= kept
+                place = tl.minimum(place, lead) + in_groups // draft_length
+            length = tl.load(context_lens_ptr + b).to(tl.int64)
+            position = tl.minimum(tl.maximum(length + place, 0), capacity - 1)
+            if HAS_ERROR:
+                if (length < 0) | (length > capacity - own):
+                    tl.atomic_or(error_ptr, _LENGTH_OUT_OF_RANGE)
+            entry = b
+            slot = position
+            if PAGE_SIZE:
+                page = tl.load(table_ptr + b * stride_tb + position // PAGE_SIZE)
+                entry = tl.minimum(tl.maximum(page, 0), pages - 1).to(tl.int64)
+                slot = position % PAGE_SIZE
+                if HAS_ERROR:
+                    absent = page != entry
+                    if DRAFT:
+                        absent &= kept
+                    if absent:
+                        tl.atomic_or(error_ptr, _PAGE_OUT_OF_RANGE)
+            cache_at = k_cache_ptr + entry * stride_kcb + slot * stride_kcs
+            stride_head = stride_kch
+            if is_value:
+                cache_at = v_cache_ptr + entry * stride_vcb + slot * stride_vcs
+                stride_head = stride_vch
+            cache_at = cache_at + head.to(tl.int64)[:, None] * stride_head + pair[None, :]
+            if SCALED:
+                scale_ptr = k_scale_ptr
+                if is_value:
+                    scale_ptr = v_scale_ptr
+                scale = tl.load(scale_ptr + head, mask=head < kv_heads, other=1.0)[:, None]
+                tl.store(cache_at, _in_e4m3(first, scale), mask=inside)
+                tl.store(cache_at + D // 2, _in_e4m3(second, scale), mask=inside)
+            else:
+                tl.store(cache_at, first, mask=inside)
+                tl.store(cache_at + D // 2, second, mask=inside)
+
+
+@triton.jit
+def _in_e4m3(x, scale):
+    x = tl.div_rn(x.to(tl.float32), tl.broadcast_to(scale, x.shape))
+    x = tl.clamp(x, -_LARGEST_E4M3, _LARGEST_E4M3, propagate_nan=tl.PropagateNan.ALL)
+    return x.to(tl.float8e4nv)
+
+
+# --- launcher
+
+
+def _launch(
+    sums: Tensor,
+    dtype: torch.dtype,
+    cos: Tensor,
+    sin: Tensor,
+    query_scale: Tensor,
+    kv_heads: int,
+    k_cache: Tensor | None,
+    v_cache: Tensor | None,
+    context_lens: Tensor | None,
+    block_table: Tensor | None,
+    lead: int,
+    draft_length: int,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    error: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    cached, draft = k_cache is not None, draft_length > 0
+    if k_scale is not None and sums.is_cuda:
+        capability = torch.cuda.get_device_capability(sums.device)
+        if capability < (8, 9):
+            raise TypeError(
+                f"k_cache is {k_cache.dtype}; it must be {dtype} on sm_{capability[0]}"
+                f"{capability[1]}: kernels write float8 on sm_89 or newer"
+            )
+    fresh = draft or not cached
+    q, k, v = _empty_outputs(sums, dtype, cos, kv_heads, fresh)
+    batch, block, query_heads, head_dim = q.shape
+    rows = batch * block
+    if rows == 0:
+        return q, k, v
+    # What a call has no use for is None, which compiles to nothing.
+    capacity = own = pages = stride_tb = None
+    strides, page_size = (None,) * 6, 0
+    if cached:
+        capacity, own = k_cache.shape[1], _own_rows_in_cache(block, lead, draft_length)
+        strides = (*k_cache.stride()[:3], *v_cache.stride()[:3])
+    if block_table is not None:
+        pages, page_size = k_cache.shape[:2]
+        capacity, stride_tb = block_table.shape[1] * page_size, block_table.stride(0)
+    config = launch.ROPE_KV_WRITE[launch.arch_of(sums.device)]
+    block_h = max(1, config.elements // head_dim)
+    tiles = triton.cdiv(query_heads, block_h) + 2 * triton.cdiv(kv_heads, block_h)
+    rope_kernel[(rows, tiles)](
+        sums, cos.contiguous(), sin.contiguous(), query_scale.contiguous(), q,
+        *((k, v) if fresh else (None, None)),
+        k_cache, v_cache, context_lens, block_table, k_scale, v_scale, error if cached else None,
+        rows, block, query_heads, kv_heads, capacity, own, pages,
+        *((lead, draft_length) if draft else (None, None)),
+        stride_tb, *strides,
+        D=head_dim,
+        BLOCK_H=block_h,
+        SEGMENTS=len(sums),
+        PAGE_SIZE=page_size,
+        FRESH=fresh,
+        CACHED=cached,
+        DRAFT=draft,
+        SCALED=k_scale is not None,
+        HAS_ERROR=cached and error is not None,
+        num_warps=config.num_warps,
+    )  # fmt: skip
+    return q, k, v
+
+
+def _own_rows_in_cache(block: int, lead: int, draft_length: int) -> int:
+    """How many rows of a block go into the cache."""
+    return lead + (block - lead) // draft_length if draft_length else block
+
+
+def _empty_outputs(
+    sums: Tensor, dtype: torch.dtype, cos: Tensor, kv_heads: int, fresh: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    _, batch, block, features = sums.shape
+    head_dim = 2 * cos.shape[-1]
+    heads = features // head_dim
+    shape = (batch, block, kv_heads, head_dim) if fresh else (0,)
+    q = sums.new_empty((batch, block, heads - 2 * kv_heads, head_dim), dtype=dtype)
+    return q, sums.new_empty(shape, dtype=dtype), sums.new_empty(shape, dtype=dtype)
+
+
+# --- op
+
+
+_IMPLEMENTATIONS = {
+    "triton": _launch,
+    "torch": torch_backend.rope_kv_write,
+    "reference": reference.rope_kv_write,
+}
+
+
+@torch.library.custom_op("dlm_kernels::rope_kv_write", mutates_args=("k_cache", "v_cache", "error"))
+def _rope_kv_write_op(
+    sums: Tensor,
+    dtype: torch.dtype,
+    cos: Tensor,
+    sin: Tensor,
+    query_scale: Tensor,
+    kv_heads: int,
+    k_cache: Tensor | None,
+    v_cache: Tensor | None,
+    context_lens: Tensor | None,
+    block_table: Tensor | None,
+    lead: int,
+    draft_length: int,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    error: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if contents_checked() and k_cache is not None:
+        own = _own_rows_in_cache(sums.shape[2], lead, draft_length)
+        _check_contents(k_cache, context_lens, block_table, own)
+    return _IMPLEMENTATIONS[backend_for(sums)](
+        sums, dtype, cos, sin, query_scale, kv_heads, k_cache, v_cache, context_lens, block_table,
+        lead, draft_length, k_scale, v_scale, error,
+    )  # fmt: skip
+
+
+@_rope_kv_write_op.register_fake
+def _(
+    sums, dtype, cos, sin, query_scale, kv_heads, k_cache, v_cache, context_lens, block_table,
+    lead, draft_length, k_scale, v_scale, error,
+):  # fmt: skip
+    fresh = k_cache is None or draft_length > 0
+    return _empty_outputs(sums, dtype, cos, kv_heads, fresh)
+
+
+def _check_contents(
+    k_cache: Tensor, context_lens: Tensor, block_table: Tensor | None, own: int
+) -> None:
+    """Raise unless each request's `own` positions behind its context are there."""
+    pages, page_size = k_cache.shape[:2]
+    capacity = page_size if block_table is None else block_table.shape[1] * page_size
+    lengths = context_lens.tolist()
+    for length in lengths:
+        if not 0 <= length <= capacity - own:
+            raise ValueError(
+                f"context_lens holds {length}; lengths must be in [0, {capacity - own}]"
+            )
+    if block_table is None:
+        return
+    for length, request in zip(lengths, block_table.tolist(), strict=True):
+        for page in request[length // page_size : -(-(length + own) // page_size)]:
+            if not 0 <= page < pages:
+                raise ValueError(f"block_table holds {page}; pages must be in [0, {pages})")
+
+
+def rope_kv_write(
+    qkv: Tensor | PartialSums,
+    cos: Tensor,
+    sin: Tensor,
+    query_scale: Tensor,
+    *,
+    kv_heads: int,
+    k_cache: Tensor | None = None,
+    v_cache: Tensor | None = None,
+    context_lens: Tensor | None = None,
+    block_table: Tensor | None = None,
+    draft_groups: tuple[int, int] | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    error: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Rotated queries and keys of a block, and its keys and values in the cache.
+
+    Args:
+        qkv: bfloat16, float16 or float32 [batch, block, (query_heads + 2 kv_heads) * head_dim],
+            whole or in partial sums: the queries head after head, then the keys, then the values.
+            head_dim is a power of two from 16 to 256; kv_heads divides query_heads.
+        cos, sin: float32 [batch, block, head_dim / 2], of each row's angles.
+        query_scale: float32 [batch, block]: what a row's queries are multiplied by.
+        kv_heads: heads of k and of v, 1 or more.
+        k_cache, v_cache: [batch, capacity, kv_heads, head_dim], or with a block table [pages,
+            page_size, kv_heads, head_dim], page_size a power of two of at least 16; in qkv's dtype
+            or both float8_e4m3fn, which a GPU older than sm_89 cannot write. Any strides, the last
+            dimension contiguous; no position in two places. None: nothing is cached.
+        context_lens: int32 [batch], with a cache: row i goes to position context_lens[b] + i.
+        block_table: as for `block_attention`.
+        draft_groups: (n, length), with a cache: the block's last n * length rows are n groups of
+            slot 0 and length - 1 masks. Of a group slot 0 alone is cached, that of group g at
+            context_lens[b] + lead + g, where `lead` rows come before the groups.
+        k_scale, v_scale: float32 [kv_heads], for a float8 cache and no other: it holds k / k_scale
+            and v / v_scale, cut to [-448, 448].
+        error: error word to set where a context length does not leave the block room or a page is
+            not there, int32 [1]; a position beyond the cache is written to its last slot, a page
+            that is not there to the nearest that is.
+
+    Returns:
+        q [batch, block, query_heads, head_dim] and k, v [batch, block, kv_heads, head_dim] in qkv's
+        dtype, contiguous. With a cache and no draft groups k and v are None.
+
+    Raises:
+        TypeError, ValueError: a dtype, shape, stride, device or range does not fit; the message
+            names it.
+    """
+    sums, dtype = qkv = as_partial_sums("qkv", qkv)
+    if len(qkv.shape) != 3:
+        raise ValueError(f"qkv has shape {list(qkv.shape)}; it must be [batch, block, features]")
+    batch, block, features = qkv.shape
+    device, float32 = sums.device, {"dtypes": (torch.float32,), "device": sums.device}
+    check_tensor("cos", cos, shape=(batch, block, "head_dim / 2"), **float32)
+    check_tensor("sin", sin, shape=cos.shape, **float32)
+    check_tensor("query_scale", query_scale, shape=(batch, block), **float32)
+    head_dim = 2 * cos.shape[2]
+    if head_dim not in HEAD_DIMS:
+        raise ValueError(
+            f"cos is for head_dim {head_dim}; it must be a power of two from 16 to 256"
+        )
+    check_int("kv_heads", kv_heads, 1, 2**15)
+    query_heads = features // head_dim - 2 * kv_heads
+    if features % head_dim or query_heads < 1 or query_heads % kv_heads:
+        raise ValueError(
+            f"qkv has {features} features; with kv_heads {kv_heads} and head_dim {head_dim} it must"
+            f" have {kv_heads * head_dim} for each query head of a KV head and twice that for keys"
+            " and values"
+        )
+    lead = draft_length = 0
+    if draft_groups is not None:
+        lead, draft_length = check_draft_groups(draft_groups, block)
+    if k_cache is None:
+        others = {
+            "v_cache": v_cache, "context_lens": context_lens, "block_table": block_table,
+            "draft_groups": draft_groups, "k_scale": k_scale, "v_scale": v_scale,
+        }  # fmt: skip
+        for name, value in others.items():
+            if value is not None:
+                raise ValueError(f"k_cache is None; {name} needs it")
+    else:
+        own = _own_rows_in_cache(block, lead, draft_length)
+        cache_shape = (batch, "capacity", kv_heads, head_dim)
+        if block_table is not None:
+            cache_shape = ("pages", "page_size", kv_heads, head_dim)
+        _check_cache(k_cache, v_cache, cache_shape, dtype, device)
+        _check_positions(k_cache, context_lens, block_table, batch, own)
+        _check_scales(k_cache, k_scale, v_scale)
+    error_word.check_error_word(error, device)
+    q, k, v = _rope_kv_write_op(
+        sums, dtype, cos, sin, query_scale, kv_heads, k_cache, v_cache, context_lens, block_table,
+        lead, draft_length, k_scale, v_scale, error,
+    )  # fmt: skip
+    if k_cache is not None and not draft_length:
+        k = v = None
+    return q, k, v
+
+
+def _check_cache(
+    k_cache: Tensor, v_cache: Tensor, shape: tuple, dtype: torch.dtype, device: torch.device
+) -> None:
+    check_tensor(
+        "k_cache", k_cache, shape=shape, dtypes=(dtype, torch.float8_e4m3fn), device=device
+    )
+    same = {"dtypes": (k_cache.dtype,), "device": device}
+    check_tensor("v_cache", v_cache, shape=k_cache.shape, **same)
+    check_unit_stride("k_cache", k_cache)
+    check_unit_stride("v_cache", v_cache)
+
+
+def _check_positions(
+    k_cache: Tensor, context_lens: Tensor, block_table: Tensor | None, batch: int, own: int
+) -> None:
+    int32 = {"dtypes": (torch.int32,), "device": k_cache.device}
+    check_tensor("context_lens", context_lens, shape=(batch,), **int32)
+    check_unit_stride("context_lens", context_lens)
+    capacity = k_cache.shape[1]
+    if block_table is not None:
+        check_tensor("block_table", block_table, shape=(batch, "max_pages"), **int32)
+        check_unit_stride("block_table", block_table)
+        pages, page_size = k_cache.shape[:2]
+        if pages == 0:
+            raise ValueError("k_cache has 0 pages; it must have at least 1")
+        if page_size < 16 or page_size & (page_size - 1):
+            raise ValueError(
+                f"k_cache has pages of {page_size} keys; it must be a power of two, 16 or more"
+            )
+        capacity = block_table.shape[1] * page_size
+    if capacity < own:
+        raise ValueError(f"k_cache holds {capacity} keys; {own} rows of the block go into it")
+
+
+def _check_scales(k_cache: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> None:
+    for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+        if k_cache.dtype != torch.float8_e4m3fn:
+            if scale is not None:
+                raise ValueError(f"{name} is given; k_cache is {k_cache.dtype}, which has no scale")
+            continue
+        if scale is None:
+            raise ValueError(f"{name} is None; a float8 k_cache needs k_scale and v_scale")
+        float32 = {"dtypes": (torch.float32,), "device": k_cache.device}
+        check_tensor(name, scale, shape=(k_cache.shape[2],), **float32)
+        check_unit_stride(name, scale)

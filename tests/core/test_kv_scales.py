@@ -1,0 +1,169 @@
+"""Caches in float8: what is written comes back as its scale promises, through pages too."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from cached_rows import write
+from torch import Tensor
+
+from dlm_core import PRESETS, KVCache, Model, load_model
+from dlm_core.calibration import calibrated_kv_scales
+from dlm_core.kv_scales import KVScales
+from dlm_core.paged_cache import Context, PagedKVCache, PagePool
+from dlm_kernels import block_attention
+
+CONFIG = PRESETS["tiny"]
+FLOAT8 = torch.float8_e4m3fn
+HEADS = CONFIG.num_key_value_heads
+LAYERS = range(CONFIG.num_hidden_layers)
+
+
+def random_scales(seed: int = 0) -> KVScales:
+    generator = torch.Generator().manual_seed(seed)
+    return KVScales(*(torch.rand(2, len(LAYERS), HEADS, generator=generator) / 50 + 0.001))
+
+
+def rows(batch: int, tokens: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, tokens, HEADS, CONFIG.head_dim, generator=generator)
+
+
+def append(cache: KVCache | PagedKVCache, keys: Tensor, values: Tensor) -> None:
+    """As a causal forward does, to every layer the same."""
+    for layer in LAYERS:
+        write(cache, layer, keys, values)
+    cache.advance(keys.shape[1])
+
+
+def assert_stored(stored: Tensor, scale: Tensor, given: Tensor) -> None:
+    """e4m3 keeps 4 bits of a number, down to steps of 2 ** -9 for the smallest."""
+    wanted = given.clamp(-448 * scale[:, None], 448 * scale[:, None])
+    error = (stored.float() * scale[:, None] - wanted).abs()
+    allowed = (wanted.abs() / 16).maximum(scale[:, None] * 2**-10) * 1.0001
+    assert (error <= allowed).all()
+
+
+def test_a_cache_has_scales_only_in_float8() -> None:
+    where = {"device": "cpu", "dtype": torch.float32}
+    for cache in (KVCache(CONFIG, 1, 4, **where), PagePool(CONFIG, 1, 16, **where)):
+        assert cache.key_scales == cache.value_scales == [None for _ in LAYERS]
+    where["dtype"] = FLOAT8
+    for cache in (KVCache(CONFIG, 1, 4, **where), PagePool(CONFIG, 1, 16, **where)):
+        for scales in (cache.key_scales, cache.value_scales):
+            assert len(scales) == len(LAYERS)
+            assert all(torch.equal(x, torch.ones(HEADS)) for x in scales)
+
+
+def test_what_is_written_comes_back() -> None:
+    scales = random_scales()
+    cache = KVCache(CONFIG, 2, 9, device="cpu", dtype=FLOAT8, scales=scales)
+    keys, values = rows(2, 9, seed=1), rows(2, 9, seed=2)
+    keys[0, 3, 0, 0], values[1, 2, 1, 5] = 1e6, -1e6  # far beyond any scale here
+    append(cache, keys, values)
+    for layer in LAYERS:
+        assert_stored(cache.keys[layer], scales.keys[layer], keys)
+        assert_stored(cache.values[layer], scales.values[layer], values)
+        assert cache.keys[layer][0, 3, 0, 0].float() == 448
+        assert cache.values[layer][1, 2, 1, 5].float() == -448
+
+
+def test_pages_hold_the_bits_of_a_contiguous_cache_and_survive_sharing_and_swapping() -> None:
+    scales = random_scales()
+    keys, values = rows(1, 40, seed=1), rows(1, 40, seed=2)
+    plain = KVCache(CONFIG, 1, 40, device="cpu", dtype=FLOAT8, scales=scales)
+    append(plain, keys, values)
+    pool = PagePool(CONFIG, 8, 16, device="cpu", dtype=FLOAT8, scales=scales)
+    first = Context(pool)
+    first.reserve(40)
+    append(PagedKVCache([first]), keys, values)
+    pool.publish(list(range(40)), first.pages)
+
+    second = Context(pool, list(range(40)))  # two whole pages of the first
+    second.crop(20)
+    second.reserve(4)
+    append(PagedKVCache([second]), -keys[:, 20:24], -values[:, 20:24])
+    first.swap_out()
+    other = Context(pool)
+    other.reserve(16)
+    append(PagedKVCache([other]), rows(1, 16), rows(1, 16))
+    first.swap_in()
+
+    for layer in LAYERS:
+        for contiguous, pages in ((plain.keys, pool.keys), (plain.values, pool.values)):
+            expected = contiguous[layer][0].view(torch.uint8)
+            of_first = pages[layer][torch.tensor(first.pages)].flatten(0, 1).view(torch.uint8)
+            assert torch.equal(of_first[:40], expected)
+            of_second = pages[layer][torch.tensor(second.pages)].flatten(0, 1).view(torch.uint8)
+            assert torch.equal(of_second[:20], expected[:20])
+            assert not torch.equal(of_second[20:24], expected[20:24])
+            negated = -(of_second[20:24].view(FLOAT8).float())
+            assert torch.equal(negated, expected[20:24].view(FLOAT8).float())
+
+
+@pytest.mark.parametrize("in_pages", [False, True], ids=["contiguous", "paged"])
+def test_attention_takes_the_scales_of_a_cache(in_pages: bool) -> None:
+    """Over scales that differ by head, against attention over what was written."""
+    scales, layer = random_scales(), 1
+    if in_pages:
+        context = Context(PagePool(CONFIG, 4, 16, device="cpu", dtype=FLOAT8, scales=scales))
+        context.reserve(30)
+        cache = PagedKVCache([context])
+    else:
+        cache = KVCache(CONFIG, 1, 30, device="cpu", dtype=FLOAT8, scales=scales)
+    keys, values = rows(1, 30, seed=3) * 0.3, rows(1, 30, seed=4) * 0.3
+    append(cache, keys, values)
+    generator = torch.Generator().manual_seed(5)
+    q = torch.randn(1, 6, CONFIG.num_attention_heads, CONFIG.head_dim, generator=generator)
+    lengths = torch.tensor([24], dtype=torch.int32)  # the last six are the causal block's
+    actual = block_attention(
+        q,
+        cache.keys[layer],
+        cache.values[layer],
+        lengths,
+        k_scale=cache.key_scales[layer],
+        v_scale=cache.value_scales[layer],
+        block_table=cache.block_table,
+    )
+    torch.testing.assert_close(actual, block_attention(q, keys, values, lengths), atol=0.1, rtol=0)
+
+
+def test_calibration_makes_the_largest_just_fit(golden: Path, device: str) -> None:
+    model = load_model(golden / "tiny-a", device=device)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(4, 60, (2, 300), generator=generator).to(device)  # two forwards
+    scales = calibrated_kv_scales(model, tokens)
+    plain = calibration_cache(model, tokens)
+    for tensors, ours in ((plain.keys, scales.keys), (plain.values, scales.values)):
+        largest = torch.stack([x.abs().amax((0, 1, 3)) for x in tensors])
+        torch.testing.assert_close(ours * 448, largest)
+    cache = KVCache(model.config, 2, 300, device=device, dtype=FLOAT8, scales=scales)
+    for layer in range(model.config.num_hidden_layers):
+        write(cache, layer, plain.keys[layer], plain.values[layer])
+        assert_stored(cache.keys[layer], scales.keys[layer], plain.keys[layer])
+        assert_stored(cache.values[layer], scales.values[layer], plain.values[layer])
+        for stored in (cache.keys[layer], cache.values[layer]):
+            assert (stored.float().abs().amax((0, 1, 3)) == 448).all()
+
+
+def calibration_cache(model: Model, tokens: Tensor) -> KVCache:
+    cache = KVCache(model.config, *tokens.shape, device=model.device, dtype=model.dtype)
+    for block in tokens.split(100, 1):
+        model(block, cache, causal=True)
+        cache.advance(block.shape[1])
+    return cache
+
+
+@pytest.mark.parametrize("make", ["cache", "pool"])
+def test_scales_that_do_not_fit_are_named(make: str) -> None:
+    good = random_scales()
+    for scales, dtype, exception, message in (
+        (good, torch.float32, ValueError, "scales are given; a cache in torch.float32 has none"),
+        (good._replace(keys=good.keys[:1]), FLOAT8, ValueError, r"scales.keys has shape \[1, "),
+        (good._replace(values=good.values.double()), FLOAT8, TypeError, "scales.values is .*64"),
+        (good._replace(values=good.values * 0), FLOAT8, ValueError, "scales.values holds .*posit"),
+        (good._replace(keys=good.keys / 0), FLOAT8, ValueError, "scales.keys holds .*finite"),
+    ):
+        options = {"device": "cpu", "dtype": dtype, "scales": scales}
+        with pytest.raises(exception, match=message):
+            KVCache(CONFIG, 1, 4, **options) if make == "cache" else PagePool(CONFIG, 1, **options)
