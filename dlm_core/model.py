@@ -109,9 +109,11 @@ class Rotary(nn.Module):
     def forward(self, positions: Tensor) -> Rotations:
         """Rotations at integer `positions` [batch, M]."""
         angle = positions[:, :, None].float() * self.frequencies
+        cos, sin = angle.cos(), angle.sin()
+        if self.magnitude != 1:
+            cos, sin = cos * self.magnitude, sin * self.magnitude
         contexts = (positions // self.original_context).float()
-        query_scale = 1 + self.query_growth * contexts.log1p()
-        return Rotations(angle.cos() * self.magnitude, angle.sin() * self.magnitude, query_scale)
+        return Rotations(cos, sin, 1 + self.query_growth * contexts.log1p())
 
 
 class RMSNorm(nn.Module):
@@ -136,7 +138,7 @@ class RMSNorm(nn.Module):
 class Linear(nn.Module):
     """A matrix product without bias: of `dlm_kernels`, or torch's with gradients.
 
-    quantized: takes the place of `weight` once the model is quantised.
+    quantized: stands in for `weight`, which is then None.
     """
 
     def __init__(
@@ -158,6 +160,10 @@ class Linear(nn.Module):
             return self(x, numerics)
         return linear_partials(x, self.quantized or self.weight, numerics=numerics)
 
+    def keep(self, quantized: QuantizedWeight) -> None:
+        """Let the weight go and keep this in its stead."""
+        self.weight, self.quantized = None, quantized
+
 
 class MergedLinear:
     """Layers of one input as one product, their outputs one behind the other.
@@ -169,28 +175,41 @@ class MergedLinear:
     def __init__(self, layers: Sequence[Linear]) -> None:
         self.layers = layers
         self.quantized: QuantizedWeight | None = None
-        weights = [layer.weight for layer in layers]
-        storage = weights[0].new_empty((sum(map(len, weights)), weights[0].shape[1]))
-        for layer, part in zip(layers, storage.split([len(w) for w in weights]), strict=True):
-            layer.weight = nn.Parameter(part, requires_grad=False)
+        self._whole = self._laid_together()
 
     @property
     def weight(self) -> Tensor:
-        """[the layers' out_features, in_features]: a view, or a copy if the layers were moved."""
-        weights = [layer.weight.detach() for layer in self.layers]
-        at = weights[0].data_ptr()
-        for weight in weights:
-            if weight.data_ptr() != at or weight.is_meta:
-                return torch.cat(weights)
-            at += weight.numel() * weight.element_size()
-        size = (sum(map(len, weights)), weights[0].shape[1])
-        return weights[0].as_strided(size, (size[1], 1))
+        """[the layers' out_features, in_features]: a view of all of them.
+
+        Layers that were moved or converted since are laid together again.
+        """
+        at = self._whole.data_ptr()
+        for layer in self.layers:
+            if layer.weight.data_ptr() != at or layer.weight.dtype != self._whole.dtype:
+                self._whole = self._laid_together()
+                break
+            at += layer.weight.nbytes
+        return self._whole
+
+    def _laid_together(self) -> Tensor:
+        """All weights in one new storage, of which the layers' parameters then are views."""
+        parts = [layer.weight.detach() for layer in self.layers]
+        whole = torch.cat(parts)
+        for layer, part in zip(self.layers, whole.split([len(p) for p in parts]), strict=True):
+            layer.weight.data = part
+        return whole
 
     def in_parts(self, x: Tensor, numerics: str) -> Tensor | PartialSums:
         """The product; see `Linear.in_parts`."""
         if numerics == "autograd":
             return torch.cat([layer(x, numerics) for layer in self.layers], -1)
         return linear_partials(x, self.quantized or self.weight, numerics=numerics)
+
+    def keep(self, quantized: QuantizedWeight) -> None:
+        """Let the layers' weights go and keep this in their stead."""
+        self._whole, self.quantized = None, quantized
+        for layer in self.layers:
+            layer.weight = None
 
 
 class CachedAttention(NamedTuple):
@@ -336,7 +355,11 @@ class Model(nn.Module):
 
     Weights are left uninitialised on `device` in `dtype`: `load_model` and `random_model` fill
     them.
+
+    quantization: the kind of weights in few bits that its layers keep; see `quantize_model`.
     """
+
+    quantization: str | None = None
 
     def __init__(self, config: ModelConfig, *, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -349,6 +372,21 @@ class Model(nn.Module):
         self.diffusion_head = linear(config.hidden_size, config.vocab_size)
         self.rotary = Rotary(config.rope, config.head_dim, device=device)
         self.requires_grad_(False)
+
+    def _apply(self, *args, **kwargs) -> "Model":
+        """What `to`, `cuda`, `half` and their like do."""
+        if self.quantization is not None:
+            raise TypeError(
+                f"the model is in {self.quantization} and stays where and as it is; load it with"
+                " the device and dtype that it is to have"
+            )
+        return super()._apply(*args, **kwargs)
+
+    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
+        """As of any module; TypeError for a quantised model, which has no names for its weights."""
+        if self.quantization is not None:
+            raise TypeError(f"the model is in {self.quantization}; it has no state_dict")
+        return super().state_dict(*args, **kwargs)
 
     @property
     def device(self) -> torch.device:

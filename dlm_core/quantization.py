@@ -41,18 +41,17 @@ def quantize_model(model: Model, kind: str, *, device: Device | None = None) -> 
             which case the message names it. The model is then as it was.
     """
     linears = list(linears_of(model))
+    if model.quantization is not None:
+        raise ValueError(f"the model is in {model.quantization} already; it must have its weights")
     for name, linear in linears:
-        if linear.quantized is not None:
-            raise ValueError(f"{name} is in {linear.quantized.kind} already; it must have a weight")
         if not linear.weight.isfinite().all():
             raise ValueError(f"the weight of {name} holds inf or NaN; it must be finite")
     for _, linear in linears:
         weight = linear.weight if device is None else linear.weight.to(device)
-        linear.quantized = quantize_weight(weight, kind)
-        for layer in linear.layers if isinstance(linear, MergedLinear) else (linear,):
-            layer.weight = None
+        linear.keep(quantize_weight(weight, kind))
     if device is not None:
         model.to(device)
+    model.quantization = kind
 
 
 def check_weights(weights: str | None) -> None:

@@ -1,5 +1,6 @@
 """The model against transformers, and what its forward may and may not touch."""
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -266,3 +267,49 @@ def test_length_beyond_the_cache_is_reported_and_writes_no_other_request(
         raise_on_error(error)
     after = [tensor[0, 4:] for tensor in (*cache.keys, *cache.values)]
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def merged_of(model: Model) -> list:
+    return [
+        merged
+        for layer in model.encoder.layers
+        for merged in (layer.self_attn.qkv, layer.mlp.gate_up)
+    ]
+
+
+def test_merged_weights_are_views_of_the_checkpoints_own(tiny: Model) -> None:
+    for merged in merged_of(tiny):
+        whole = merged.weight
+        assert torch.equal(whole, torch.cat([layer.weight for layer in merged.layers]))
+        assert whole.data_ptr() == merged.layers[0].weight.data_ptr() == merged.weight.data_ptr()
+    parameters = {p.untyped_storage().data_ptr(): p for p in tiny.parameters()}
+    held = sum(p.untyped_storage().nbytes() for p in parameters.values())
+    assert held == sum(p.nbytes for p in tiny.parameters()), "a weight is held twice"
+
+
+@pytest.mark.parametrize(
+    "move",
+    [copy.deepcopy, lambda model: copy.deepcopy(model).to(torch.bfloat16)],
+    ids=["copied", "converted"],
+)
+def test_layers_that_moved_are_laid_together_again_once(tiny: Model, move) -> None:
+    moved = move(tiny)
+    for merged in merged_of(moved):
+        whole = merged.weight
+        assert torch.equal(whole, torch.cat([layer.weight for layer in merged.layers]))
+        assert whole.data_ptr() == merged.layers[0].weight.data_ptr() == merged.weight.data_ptr()
+        merged.layers[1].weight.fill_(7)
+        assert (merged.weight == 7).any(1).sum() == len(merged.layers[1].weight)
+
+
+def test_neighbours_in_memory_are_not_taken_for_one_weight(tiny: Model) -> None:
+    """As an allocator may place what was moved: end to end, in storages of their own."""
+    merged = merged_of(copy.deepcopy(tiny))[0]
+    weights = [layer.weight.detach() for layer in merged.layers]
+    memory = torch.cat([weight.flatten() for weight in weights]).numpy()
+    at = 0
+    for layer, weight in zip(merged.layers, weights, strict=True):
+        own = torch.from_numpy(memory[at : at + weight.numel()])
+        layer.weight.data = own.view_as(weight)
+        at += weight.numel()
+    assert torch.equal(merged.weight, torch.cat(weights))

@@ -163,3 +163,11 @@ def test_a_device_never_holds_what_is_quantised_whole(kind: str) -> None:
     shapes = [linear.quantized.shape for _, linear in linears_of(model)]
     sizes = [out_features * in_features for out_features, in_features in shapes]
     assert peak < weight_bytes(model) + 4 * sum(sizes) / 2, "half of them would be too many"
+
+
+def test_a_quantised_model_says_that_it_cannot_be_moved_or_saved(golden: Path) -> None:
+    model = load_model(golden / "tiny-a", weights="int8")
+    with pytest.raises(TypeError, match="the model is in int8 and stays where and as it is"):
+        model.to(torch.bfloat16)
+    with pytest.raises(TypeError, match="the model is in int8; it has no state_dict"):
+        model.state_dict()

@@ -1,5 +1,6 @@
 """Measurements of single ops: attention, confidence, the LM head, remasking, the fp8 cache."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,6 +13,7 @@ from dlm_kernels import (
     Rule,
     block_attention,
     confidence,
+    launch,
     lm_head_confidence,
     remask_scatter,
 )
@@ -123,9 +125,11 @@ def measure_head(on: UnderTest, rows: int) -> Measured:
     """LM head and confidence: as the launch table decides, and both paths, beside torch's product.
 
     The kernel that keeps logits in registers is `invariant`; the other path is torch's product in
-    chunks of rows, each followed by `confidence`.
+    chunks of the vocabulary. Chunks of rows are the peer.
     """
     hidden, weight = _head_inputs(on, rows)
+    table = launch.LM_HEAD[launch.arch_of(on.device)]
+    entry = table[weight.element_size()]
 
     def ours(numerics: str) -> Confidence:
         return lm_head_confidence(hidden, weight, numerics=numerics)
@@ -134,6 +138,11 @@ def measure_head(on: UnderTest, rows: int) -> Measured:
         return [confidence(F.linear(chunk, weight)) for chunk in hidden.split(CHUNK)]
 
     timings = {numerics: on.clock(partial(ours, numerics)) for numerics in NUMERICS}
+    table[weight.element_size()] = replace(entry, fused_rows=0)
+    try:
+        by_library = on.clock(partial(ours, "fast"))
+    finally:
+        table[weight.element_size()] = entry
     product = on.clock(lambda: F.linear(hidden, weight))
     chunks = timed_peer(
         on.clock,
@@ -146,6 +155,7 @@ def measure_head(on: UnderTest, rows: int) -> Measured:
     figures = {
         "over the product alone": timings["fast"].median / product.median,
         "one kernel, over the product alone": timings["invariant"].median / product.median,
+        "vocabulary chunks, over the product alone": by_library.median / product.median,
         "product alone, us": 1e6 * product.median,
     }
     if chunks.timing:

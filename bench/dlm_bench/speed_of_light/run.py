@@ -286,12 +286,13 @@ def _closing(rows: list[Row], record: Record, sizes: Sizes, path: Path) -> dict[
 
 
 def head_paths(record: Record) -> dict[str, str]:
-    """Which path of LM head and confidence was faster, by row count."""
-    one, chunks = (f"{path}, over the product alone" for path in ("one kernel", "row chunks"))
+    """Which of the two paths that the launch table chooses between was faster, by row count."""
+    paths = ("one kernel", "vocabulary chunks")
+    one, chunks = (f"{path}, over the product alone" for path in paths)
     return {
         result.name.rpartition(", ")[2]: "one kernel"
         if result.figures[one] <= result.figures[chunks]
-        else "row chunks"
+        else "vocabulary chunks"
         for result in record.results
         if one in result.figures and chunks in result.figures
     }

@@ -213,7 +213,6 @@ def test_the_table_says_what_the_record_holds(record: QuantizedRecord) -> None:
     assert (plain[-1], int8[-1]) == ("120 of 120", "119 of 120")
 
 
-@pytest.mark.skipif(not (ROOT / quantized.RECORD).exists(), reason="no record is there yet")
 def test_the_record_is_whole_and_of_the_shipped_model_and_in_the_readme() -> None:
     committed = read(QuantizedRecord, ROOT / quantized.RECORD, SCHEMA)
     assert committed.complete and committed.scope == "standard" and not committed.dirty
