@@ -79,8 +79,9 @@ class LinearLaunch:
 
     in_features is cut into segments of at least min_segment features until `programs` programs of
     64 rows of the weight work on one tile of rows. From whole_programs programs on, those of the
-    last tile walk every segment; they hold two accumulators, so of at most walking_rows rows of x.
-    Numerics "fast" takes torch's product of a plain weight for more than library_rows rows.
+    last tile walk every segment: with a second accumulator, which leaves registers for walking_rows
+    rows of x at most, as an in_features does that is no whole number of tiles. Numerics "fast"
+    takes torch's product of a plain weight for more than library_rows rows.
     """
 
     block_k: int

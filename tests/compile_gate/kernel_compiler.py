@@ -54,6 +54,8 @@ class CompiledKernel:
     @property
     def spills(self) -> int:
         """Instructions that move registers to or from local memory."""
+        if self.usage["STACK"] == self.usage["LOCAL"] == 0:
+            return 0  # there is none to move to, and no need of the slow disassembly
         return sum(bool(re.search(r"\b(STL|LDL)\b", line)) for line in self.sass)
 
     def loops(self) -> list[list[str]]:

@@ -318,8 +318,8 @@ def count(pattern: str, lines: list[str]) -> int:
 def serialized_products(kernel: CompiledKernel) -> int:
     """wgmma instructions that are waited for though a tile's product goes on, as ptxas has it where
     it cannot tell that nothing touches the sum meanwhile. Only the last of each product need be."""
-    waited_for = count(r"\bHGMMA\b.*\bgsb0\b", kernel.sass)
-    return waited_for - kernel.ttgir.count("ttng.warp_group_dot ")
+    products = kernel.ttgir.count("ttng.warp_group_dot ")
+    return products and count(r"\bHGMMA\b.*\bgsb0\b", kernel.sass) - products
 
 
 def main_loop(kernel: CompiledKernel) -> list[str]:
