@@ -36,6 +36,8 @@ def scales_of_cache(
         if scales is not None:
             raise ValueError(f"scales are given; a cache in {dtype} has none")
         return [None] * layers, [None] * layers
+    if scales is not None and not isinstance(scales, KVScales):
+        raise TypeError(f"scales is a {type(scales).__name__}; it must be a KVScales")
     if scales is None:
         ones = torch.ones(layers, kv_heads, device=device)
         scales = KVScales(ones, ones)

@@ -40,6 +40,9 @@ ALL_UNTIL = {"cpu": 210, "cuda": 460}
 # Slowest floor of a case still worth starting: plain torch can take many times the roof's time.
 LONGEST_FLOOR = 0.25
 
+# Load a core before the run, of others' work, from which a host's times say little.
+BUSY = 0.5
+
 # Share of the free memory that a case or the weights of a model may take.
 MOST_MEMORY = 0.8
 
@@ -223,6 +226,8 @@ def _run(arguments: argparse.Namespace, argv: list[str] | None) -> int:
     check_writable(arguments.out)
     if device.type == "cuda":
         check_triton(device)
+    if warning := busy_host(device):
+        print(f"dlm bench: {warning}", file=sys.stderr)
     models = _models(arguments, device)
     console = Console() if sys.stdout.isatty() else Console(width=150)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -251,6 +256,18 @@ def _run(arguments: argparse.Namespace, argv: list[str] | None) -> int:
         console.print(f"wrote {written}", highlight=False, soft_wrap=True)
     print(json.dumps(_closing(record, path)))
     return 0 if record.complete else 130
+
+
+def busy_host(device: torch.device) -> str | None:
+    """What to expect where others use the host's cores; None where they are free, or on a GPU."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if device.type != "cpu" or load < BUSY * cores:
+        return None
+    return (
+        f"the load is {load:.1f} on {cores} cores before anything was run: others are at work, and"
+        " times will be too long by factors. Wait for them, or set OMP_NUM_THREADS=1, which suffers"
+        " less"
+    )
 
 
 def _begin(device: torch.device, arguments: argparse.Namespace, argv: list[str] | None) -> Record:
@@ -391,6 +408,7 @@ def _closing(record: Record, path: Path) -> dict[str, object]:
     return {
         "record": str(path),
         "complete": record.complete,
+        "skipped": len(record.skipped),
         "device": record.device.name,
         "backend": record.backend,
         "read_GB_s": round(record.ceilings.read.best / 1e9, 1),

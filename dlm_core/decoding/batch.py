@@ -51,6 +51,8 @@ class Batch:
         MemoryError if the model's device has no memory for the pool.
         """
         checked_numerics(numerics)
+        if kv_scales is not None and not isinstance(kv_scales, KVScales):
+            raise TypeError(f"kv_scales is a {type(kv_scales).__name__}; it must be a KVScales")
         self._device = model.device
         dtype = model.dtype if kv_scales is None else CACHE_DTYPE
         self.pool = PagePool(

@@ -1,9 +1,11 @@
 """Launch configurations: tables of tile sizes, warps and stages, a file an architecture.
 
 `launch_tables/sm_90.json` and its like hold the numbers; the classes here say what they mean.
-A configuration never depends on batch or context. That of attention and confidence is a function of
-architecture, dtype and layer shape only, so that a row's bits do not depend on who else is served;
-`fast` attention alone narrows its tiles to short blocks.
+Files are keyed by op, then by bytes an element (or the kind of a quantised weight), then by the
+largest size that an entry serves: head_dim in attention, rows in `tiles`, the block in remasking.
+What fixes a row's bits (segments, splits, chunks, their order) is a function of architecture, dtype
+and layer shape only, so that they do not depend on who else is served; what does not, as the rows
+of a tile and how much one program takes, may follow the batch. `fast` may follow it in all.
 An entry is untuned until a measurement on that architecture has chosen it, as `dlm bench --tune`
 does.
 """

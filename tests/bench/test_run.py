@@ -211,3 +211,14 @@ def test_a_bad_checkpoint_is_refused_before_anything_is_measured(
     empty.mkdir()
     assert run.main([str(empty), "--out", str(tmp_path / "out")]) == 1
     assert "config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("load", "warned"), [(0.9, False), (1.1, True)])
+def test_a_busy_host_is_said_before_anything_is_measured(
+    load: float, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run.os, "getloadavg", lambda: (load, 0, 0))
+    monkeypatch.setattr(run.os, "cpu_count", lambda: 2)
+    warning = run.busy_host(torch.device("cpu"))
+    assert (warning is not None and "the load is 1.1 on 2 cores" in warning) == warned
+    assert run.busy_host(torch.device("cuda")) is None

@@ -69,3 +69,5 @@ def test_scales_of_another_model_are_refused(model: Model, scales: KVScales) -> 
     fewer = KVScales(scales.keys[1:], scales.values[1:])
     with pytest.raises(ValueError, match="scales.keys has shape .*; it must be"):
         Batch(model, pages=4, kv_scales=fewer)
+    with pytest.raises(TypeError, match="kv_scales is a bool; it must be a KVScales"):
+        Batch(model, pages=4, kv_scales=True)

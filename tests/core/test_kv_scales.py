@@ -167,3 +167,18 @@ def test_scales_that_do_not_fit_are_named(make: str) -> None:
         options = {"device": "cpu", "dtype": dtype, "scales": scales}
         with pytest.raises(exception, match=message):
             KVCache(CONFIG, 1, 4, **options) if make == "cache" else PagePool(CONFIG, 1, **options)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "error", "message"),
+    [
+        ([[5, 6]], TypeError, "tokens is a list; it must be a torch.Tensor"),
+        (torch.tensor([5, 6]), ValueError, r"tokens has shape \[2\]; it must be \[batch, n\]"),
+        (torch.zeros(1, 0, dtype=torch.long), ValueError, r"shape \[1, 0\]; .* n from 1 to 768"),
+        (torch.tensor([[5, 67]]), ValueError, r"tokens holds 67; ids must be in \[0, 67\)"),
+        (torch.tensor([[5, -1]]), ValueError, "tokens holds -1"),
+    ],
+)
+def test_text_that_cannot_calibrate_is_named(golden: Path, tokens, error, message: str) -> None:
+    with pytest.raises(error, match=message):
+        calibrated_kv_scales(load_model(golden / "tiny-a"), tokens)
