@@ -52,6 +52,7 @@ from .validate import (
     MAX_DRAFT_ROWS,
     NUMERICS,
     check_bool,
+    check_draft_groups,
     check_int,
     check_number,
     check_tensor,
@@ -638,9 +639,13 @@ def _one_program_walks(
 
 
 def _filling_split(longest: int, row_tiles: int, block_n: int, device: torch.device) -> int:
-    """Keys a split so that about two programs an SM exist, at least four tiles each."""
+    """Keys a split so that about two programs an SM exist, at least two tiles each.
+
+    For a short context more and smaller programs start their loads at once, and the partial
+    results of eight splits of 128 rows stay in L2.
+    """
     splits = max(1, 2 * _processors(device) // row_tiles)
-    return max(4, triton.cdiv(triton.cdiv(longest, splits), block_n)) * block_n
+    return max(2, triton.cdiv(triton.cdiv(longest, splits), block_n)) * block_n
 
 
 def _processors(device: torch.device) -> int:
@@ -828,7 +833,7 @@ def block_attention(
     check_unit_stride("context_lens", context_lens)
     lead, draft_length = 0, 0
     if draft_groups is not None:
-        lead, draft_length = _check_draft_groups(draft_groups, block)
+        lead, draft_length = check_draft_groups(draft_groups, block)
         if k is None:
             raise ValueError("k is None; draft_groups needs k and v")
     if scale is None:
@@ -868,17 +873,3 @@ def _check_scales(k_scale: Tensor | None, v_scale: Tensor | None, k_cache: Tenso
         shape, float32 = (k_cache.shape[2],), (torch.float32,)
         check_tensor(name, scale, shape=shape, dtypes=float32, device=k_cache.device)
         check_unit_stride(name, scale)
-
-
-def _check_draft_groups(draft_groups: tuple[int, int], block: int) -> tuple[int, int]:
-    """(causal rows before the groups, rows a group), or an error."""
-    if not isinstance(draft_groups, tuple) or len(draft_groups) != 2:
-        raise TypeError(f"draft_groups is {draft_groups!r}; it must be a tuple (n, length)")
-    groups, length = draft_groups
-    check_int("draft_groups[0]", groups, 1, MAX_DRAFT_ROWS)
-    check_int("draft_groups[1]", length, 2, MAX_DRAFT_ROWS)
-    if groups * length > block:
-        raise ValueError(
-            f"draft_groups is {draft_groups}: {groups * length} rows; q has a block of {block}"
-        )
-    return block - groups * length, length
