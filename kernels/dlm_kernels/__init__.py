@@ -1,6 +1,7 @@
 """Fused kernels for the denoising step of diffusion language models.
 
 Every op runs as a Triton kernel on CUDA tensors and as plain torch elsewhere; see `backend.py`.
+They are for inference: none has a gradient.
 """
 
 from .block_attention import block_attention, block_attention_cost

@@ -23,8 +23,9 @@ A tile holds BLOCK_M query rows: the query heads of a group side by side, positi
 so that 32 positions of 4 grouped heads fill 128 rows and each key is read once a group. One program
 walks one split of the context, and a second kernel merges the splits in their order. Where the rows
 alone fill the chip, one program walks all splits of its rows and merges them as it goes, by the
-same operations in the same order: the same bits, without partial results in memory. The fresh keys
-belong to the split that holds the end of the context, for a draft group its last key in the cache.
+same operations in the same order: the same bits, without partial results in memory. Far from the
+start splits are longer, so that long contexts leave fewer partial results. The fresh keys belong to
+the split that holds the end of the context, for a draft group its last key in the cache.
 
 Numerics "invariant": tiles and splits lie at fixed absolute positions and a tile's shape does not
 depend on the block, so a causal row's bits are a function of its own keys: the same alone, in any
@@ -52,6 +53,7 @@ from .validate import (
     MAX_DRAFT_ROWS,
     NUMERICS,
     check_bool,
+    check_draft_groups,
     check_int,
     check_number,
     check_tensor,
@@ -122,6 +124,12 @@ def block_attention_cost(
 # --- kernels
 
 
+# Of both kernels: numbers that change from call to call.
+_SIZES = [
+    "block", "context_limit", "split_keys", "near_splits", "far_split_keys", "lead", "draft_length",
+]  # fmt: skip
+
+
 @triton.jit
 def _merge_split(peak, total, acc, split_peak, split_total, split_acc):
     """Add a split's (peak, total, acc) to those of the splits before it.
@@ -161,31 +169,14 @@ def _fold_keys(
     PAGE_SIZE: tl.constexpr,  # 0: key after key
     MASKED: tl.constexpr,
     STAGES: tl.constexpr,
-    WALK: tl.constexpr = False,
-    merged_peak=None,  # of the splits before begin's, if WALK, as what follows
-    merged_total=None,
-    merged_acc=None,
-    split_keys=None,
-    v_scale=None,
 ):
     """Fold the keys [begin, end) into the running (peak, total, acc) of every row.
 
     Unmasked, [begin, end) is a whole number of tiles that every row sees. Both forms round alike,
     operation by operation (fma and dot are spelt out), so it does not matter which one a key meets.
-    With WALK also each split is merged into those before it once a key of the next one comes.
     """
     dim = tl.arange(0, D)
     for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
-        if WALK:
-            if (start % split_keys == 0) & (start > 0):
-                if v_scale is not None:
-                    acc *= v_scale
-                merged_peak, merged_total, merged_acc = _merge_split(
-                    merged_peak, merged_total, merged_acc, peak, total, acc
-                )
-                peak = tl.zeros_like(peak) + _LOWEST
-                total = tl.zeros_like(total)
-                acc = tl.zeros_like(acc)
         key = start + tl.arange(0, BLOCK_N)
         if PAGE_SIZE:
             if MASKED:
@@ -215,10 +206,21 @@ def _fold_keys(
         total = tl.fma(total, decay, tl.sum(p, 1))
         acc = tl.dot(p.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
         peak = new_peak
-    if WALK:
-        return peak, total, acc, merged_peak, merged_total, merged_acc
-    else:
-        return peak, total, acc
+    return peak, total, acc
+
+
+@triton.jit
+def _split_begin(split, split_keys, near_splits, far_split_keys):
+    """The position of a split's first key, which is where the split before it ends."""
+    return min(split, near_splits) * split_keys + max(split - near_splits, 0) * far_split_keys
+
+
+@triton.jit
+def _splits_of(keys, split_keys, near_splits, far_split_keys):
+    """How many splits hold the first `keys` keys; the launcher asks too, with its integers."""
+    near = min(keys, near_splits * split_keys)
+    far_splits = (keys - near + far_split_keys - 1) // far_split_keys
+    return (near + split_keys - 1) // split_keys + far_splits
 
 
 @triton.jit
@@ -227,9 +229,7 @@ def _own_keys_of_draft(m, lead, draft_length):
     return tl.where(m < lead, m, lead + (m - lead) // draft_length) + 1
 
 
-@triton.jit(
-    do_not_specialize=["block", "context_limit", "split_keys", "pages", "lead", "draft_length"]
-)
+@triton.jit(do_not_specialize=[*_SIZES, "pages"])
 def split_kernel(
     # Pointers
     q_ptr,
@@ -251,7 +251,9 @@ def split_kernel(
     block,
     kv_heads,
     context_limit,
-    split_keys,
+    split_keys,  # of each of the first near_splits, as far_split_keys of the others
+    near_splits,
+    far_split_keys,
     pages,  # of the cache, if PAGE_SIZE
     lead,  # causal rows before the groups, if DRAFT, as draft_length
     draft_length,
@@ -291,7 +293,8 @@ def split_kernel(
 ):
     b = (tl.program_id(0) // kv_heads).to(tl.int64)
     kv_head = (tl.program_id(0) % kv_heads).to(tl.int64)
-    split = tl.program_id(1)
+    # The last split first: long splits begin, and short ones fill the gaps at the end.
+    split = tl.num_programs(1) - 1 - tl.program_id(1)
     tile = tl.program_id(2)
 
     length = tl.load(context_lens_ptr + b)
@@ -305,7 +308,7 @@ def split_kernel(
     head = kv_head * GROUP + row % GROUP
     inside = m < block
 
-    # Keys every row of the tile sees, and keys any row sees, within this split.
+    # Keys every row of the tile sees, and keys any row sees.
     first_m = tile * BLOCK_M // GROUP
     last_m = tl.minimum((tile * BLOCK_M + BLOCK_M - 1) // GROUP, block - 1)
     seen_by_all = context
@@ -316,14 +319,13 @@ def split_kernel(
     if DRAFT:
         seen_by_all += _own_keys_of_draft(first_m, lead, draft_length)
         seen_by_any += _own_keys_of_draft(last_m, lead, draft_length)
-    begin = split * split_keys
+    begin = _split_begin(split, split_keys, near_splits, far_split_keys)
     if (begin >= seen_by_any) & (split > 0):
         return
+    split_limit = _split_begin(split + 1, split_keys, near_splits, far_split_keys)
     end = seen_by_any
     if not WALK:
-        end = tl.minimum(begin + split_keys, seen_by_any)
-    whole_end = tl.maximum(tl.minimum(end, seen_by_all), begin)
-    whole_end = begin + (whole_end - begin) // BLOCK_N * BLOCK_N
+        end = tl.minimum(split_limit, seen_by_any)
 
     dim = tl.arange(0, D)
     q_at = q_ptr + b * stride_qb + m.to(tl.int64)[:, None] * stride_qm
@@ -359,33 +361,49 @@ def split_kernel(
     if SCALED:
         cached_scale_log2 *= tl.load(k_scale_ptr + kv_head)
         v_scale = tl.load(v_scale_ptr + kv_head)
+    # Each split has a loop of its own, the last one below: in a loop that may also merge, a tile
+    # would have to wait for both of its products.
+    first_part, end_part = 0, 1
     if WALK:
         merged_peak, merged_total, merged_acc = peak, total, acc
-        peak, total, acc, merged_peak, merged_total, merged_acc = _fold_keys(
-            q, k_cache_ptr, v_cache_ptr, stride_kcs, stride_vcs, begin, whole_end, last_visible,
-            table_ptr, pages, stride_kcb, stride_vcb,
-            cached_scale_log2, peak, total, acc, D, BLOCK_N, PAGE_SIZE, False, STAGES,
-            True, merged_peak, merged_total, merged_acc, split_keys, v_scale,
-        )  # fmt: skip
-        first_split = tl.maximum(whole_end - 1, 0) // split_keys
-        end_split = tl.cdiv(tl.maximum(end, 1), split_keys)
+        whole_end = tl.minimum(end, seen_by_all) // BLOCK_N * BLOCK_N
+        first_part = _splits_of(whole_end, split_keys, near_splits, far_split_keys) - 1
+        first_part = tl.maximum(first_part, 0)
+        end_part = tl.maximum(_splits_of(end, split_keys, near_splits, far_split_keys), 1)
+        for part in range(0, first_part):
+            peak, total, acc = _fold_keys(
+                q, k_cache_ptr, v_cache_ptr, stride_kcs, stride_vcs,
+                _split_begin(part, split_keys, near_splits, far_split_keys),
+                _split_begin(part + 1, split_keys, near_splits, far_split_keys),
+                last_visible, table_ptr, pages, stride_kcb, stride_vcb,
+                cached_scale_log2, peak, total, acc, D, BLOCK_N, PAGE_SIZE, False, STAGES,
+            )  # fmt: skip
+            if SCALED:
+                acc *= v_scale
+            merged_peak, merged_total, merged_acc = _merge_split(
+                merged_peak, merged_total, merged_acc, peak, total, acc
+            )
+            peak = tl.zeros_like(peak) + _LOWEST
+            total = tl.zeros_like(total)
+            acc = tl.zeros_like(acc)
+        begin = _split_begin(first_part, split_keys, near_splits, far_split_keys)
     else:
-        peak, total, acc = _fold_keys(
-            q, k_cache_ptr, v_cache_ptr, stride_kcs, stride_vcs, begin, whole_end, last_visible,
-            table_ptr, pages, stride_kcb, stride_vcb,
-            cached_scale_log2, peak, total, acc, D, BLOCK_N, PAGE_SIZE, False, STAGES,
-        )  # fmt: skip
-        first_split = 0
-        end_split = 1
+        whole_end = tl.maximum(tl.minimum(end, seen_by_all), begin)
+        whole_end = begin + (whole_end - begin) // BLOCK_N * BLOCK_N
+    peak, total, acc = _fold_keys(
+        q, k_cache_ptr, v_cache_ptr, stride_kcs, stride_vcs, begin, whole_end, last_visible,
+        table_ptr, pages, stride_kcb, stride_vcb,
+        cached_scale_log2, peak, total, acc, D, BLOCK_N, PAGE_SIZE, False, STAGES,
+    )  # fmt: skip
     # What is left of each split: keys that not every row sees, then the fresh ones.
-    for part in range(first_split, end_split):
-        part_begin = begin
-        if WALK:
-            part_begin = part * split_keys
+    for part in range(first_part, end_part):
+        part_begin, part_limit = begin, split_limit
         rest_begin, rest_end = whole_end, end
         if WALK:
+            part_begin = _split_begin(part, split_keys, near_splits, far_split_keys)
+            part_limit = _split_begin(part + 1, split_keys, near_splits, far_split_keys)
             rest_begin = tl.maximum(rest_begin, part_begin)
-            rest_end = tl.minimum(rest_end, part_begin + split_keys)
+            rest_end = tl.minimum(rest_end, part_limit)
         peak, total, acc = _fold_keys(
             q, k_cache_ptr, v_cache_ptr, stride_kcs, stride_vcs,
             rest_begin, rest_end, last_visible, table_ptr, pages, stride_kcb, stride_vcb,
@@ -398,7 +416,7 @@ def split_kernel(
             first_group = tl.maximum(first_m - lead, 0) // draft_length
             end_group = tl.maximum(last_m - lead + draft_length, 0) // draft_length
             first_group = tl.maximum(first_group, part_begin - context - lead)
-            end_group = tl.minimum(end_group, part_begin + split_keys - context - lead)
+            end_group = tl.minimum(end_group, part_limit - context - lead)
             # Of group 0: the inner loop has no register to spare at D = 256.
             first_k = k_ptr + b * stride_kb + kv_head * stride_kh
             first_v = v_ptr + b * stride_vb + kv_head * stride_vh
@@ -417,7 +435,7 @@ def split_kernel(
                     scale_log2, peak, total, acc, D, BLOCK_N, 0, True, 1,
                 )  # fmt: skip
         elif not CAUSAL:
-            if part_begin + split_keys >= context:
+            if part_limit >= context:
                 fresh_visible = block - 1 + tl.zeros([BLOCK_M], tl.int32)
                 peak, total, acc = _fold_keys(
                     q,
@@ -435,9 +453,9 @@ def split_kernel(
             total = tl.zeros_like(total)
             acc = tl.zeros_like(acc)
 
-    if WALK:
+    if WALK or (D < 256 and (CAUSAL or DRAFT or PAGE_SIZE)):
         # Numbered anew by a sum that the compiler cannot see through: kept from above, the rows'
-        # places in memory would take registers that the loops need.
+        # places in memory would take registers that these loops need.
         row = tile * BLOCK_M + tl.arange(0, BLOCK_M) + tl.minimum(block, 0)
         m = row // GROUP
         head = kv_head * GROUP + row % GROUP
@@ -458,7 +476,7 @@ def split_kernel(
             tl.store(lse_ptr + at, (peak + tl.log2(total)) * _LN2, mask=inside)
 
 
-@triton.jit(do_not_specialize=["block", "context_limit", "split_keys", "lead", "draft_length"])
+@triton.jit(do_not_specialize=_SIZES)
 def merge_kernel(
     # Pointers
     partial_peak_ptr,  # float32 [splits, batch, block, query_heads], as partial_total
@@ -471,7 +489,9 @@ def merge_kernel(
     block,
     query_heads,
     context_limit,
-    split_keys,
+    split_keys,  # of each of the first near_splits, as far_split_keys of the others
+    near_splits,
+    far_split_keys,
     lead,  # causal rows before the groups, if DRAFT, as draft_length
     draft_length,
     # Meta-parameters
@@ -493,7 +513,7 @@ def merge_kernel(
         seen += (query % block).to(tl.int32) + 1
     if DRAFT:
         seen += _own_keys_of_draft((query % block).to(tl.int32), lead, draft_length)
-    live = tl.maximum(tl.cdiv(seen, split_keys), 1)
+    live = tl.maximum(_splits_of(seen, split_keys, near_splits, far_split_keys), 1)
 
     at = query * query_heads + head
     stride_split = tl.num_programs(0).to(tl.int64) * query_heads
@@ -551,18 +571,21 @@ def _launch(
     table = launch.BLOCK_ATTENTION[launch.arch_of(q.device)][q.element_size()]
     config = launch.smallest_serving(table, head_dim)
     longest = context_limit + _own_keys_in_cache(block, causal, lead, draft_length)
-    block_m, split_keys = config.block_m, config.split_keys
+    block_m = config.block_m
     if numerics == "fast":
         block_m = min(block_m, max(16, triton.next_power_of_2(block * group)))
     row_tiles = batch * kv_heads * triton.cdiv(block * group, block_m)
+    sizes = (config.split_keys, config.far_from // config.split_keys, config.far_split_keys)
     if numerics == "fast":
-        split_keys = _filling_split(longest, row_tiles, config.block_n, q.device)
-    splits = max(1, triton.cdiv(longest, split_keys))
+        filling = _filling_split(longest, row_tiles, config.block_n, q.device)
+        sizes = (filling, 0, filling)
+    splits = max(1, _splits_of.fn(longest, *sizes))
     # Draft groups over float8 leave no registers for a second accumulator.
     walk = numerics == "invariant" and config.walks and not (draft and k_scale is not None)
     if walk:
         rows = min(block_m, block * group)
         itemsize = k_cache.element_size()
+        split_keys = longest / splits
         walk = splits > 1 and _one_program_walks(row_tiles, rows, split_keys, itemsize, q.device)
     partial = splits > 1 and not walk
     partials = (None, None, None)
@@ -577,7 +600,7 @@ def _launch(
     split_kernel[grid](
         q, k_cache, v_cache, k, v, k_scale, v_scale, context_lens, block_table, out, lse,
         *partials, error,
-        block, kv_heads, context_limit, split_keys, pages, *draft_shape,
+        block, kv_heads, context_limit, *sizes, pages, *draft_shape,
         stride_tb, *q.stride()[:3], *k_cache.stride()[:3], *v_cache.stride()[:3], *fresh_strides,
         scale * _LOG2E,
         GROUP=group,
@@ -601,7 +624,7 @@ def _launch(
         block_h = min(8, triton.next_power_of_2(query_heads))
         merge_kernel[(batch * block, triton.cdiv(query_heads, block_h))](
             *partials, context_lens, out, lse,
-            block, query_heads, context_limit, split_keys, *draft_shape,
+            block, query_heads, context_limit, *sizes, *draft_shape,
             D=head_dim,
             BLOCK_H=block_h,
             CAUSAL=causal,
@@ -622,15 +645,15 @@ def _own_keys_in_cache(block: int, causal: bool, lead: int, draft_length: int) -
 def _one_program_walks(
     row_tiles: int,
     rows: int,
-    split_keys: int,
+    split_keys: float,
     cache_itemsize: int,
     device: torch.device,
 ) -> bool:
     """Whether it costs less that one program walks all splits of a tile of `rows` query rows.
 
-    For each split's 2 split_keys head_dim cached elements, programs of one split each write and
-    read back rows x head_dim float32. Without them the last wave of programs leaves a part of the
-    chip idle, for as long as the context is.
+    For each split's 2 split_keys head_dim cached elements, in the mean, programs of one split each
+    write and read back rows x head_dim float32. Without them the last wave of programs leaves a
+    part of the chip idle, for as long as the context is.
     """
     processors = _processors(device)
     partials = 4 * rows / (split_keys * cache_itemsize)
@@ -638,9 +661,13 @@ def _one_program_walks(
 
 
 def _filling_split(longest: int, row_tiles: int, block_n: int, device: torch.device) -> int:
-    """Keys a split so that about two programs an SM exist, at least four tiles each."""
+    """Keys a split so that about two programs an SM exist, at least two tiles each.
+
+    For a short context more and smaller programs start their loads at once, and the partial
+    results of eight splits of 128 rows stay in L2.
+    """
     splits = max(1, 2 * _processors(device) // row_tiles)
-    return max(4, triton.cdiv(triton.cdiv(longest, splits), block_n)) * block_n
+    return max(2, triton.cdiv(triton.cdiv(longest, splits), block_n)) * block_n
 
 
 def _processors(device: torch.device) -> int:
@@ -828,7 +855,7 @@ def block_attention(
     check_unit_stride("context_lens", context_lens)
     lead, draft_length = 0, 0
     if draft_groups is not None:
-        lead, draft_length = _check_draft_groups(draft_groups, block)
+        lead, draft_length = check_draft_groups(draft_groups, block)
         if k is None:
             raise ValueError("k is None; draft_groups needs k and v")
     if scale is None:
@@ -868,17 +895,3 @@ def _check_scales(k_scale: Tensor | None, v_scale: Tensor | None, k_cache: Tenso
         shape, float32 = (k_cache.shape[2],), (torch.float32,)
         check_tensor(name, scale, shape=shape, dtypes=float32, device=k_cache.device)
         check_unit_stride(name, scale)
-
-
-def _check_draft_groups(draft_groups: tuple[int, int], block: int) -> tuple[int, int]:
-    """(causal rows before the groups, rows a group), or an error."""
-    if not isinstance(draft_groups, tuple) or len(draft_groups) != 2:
-        raise TypeError(f"draft_groups is {draft_groups!r}; it must be a tuple (n, length)")
-    groups, length = draft_groups
-    check_int("draft_groups[0]", groups, 1, MAX_DRAFT_ROWS)
-    check_int("draft_groups[1]", length, 2, MAX_DRAFT_ROWS)
-    if groups * length > block:
-        raise ValueError(
-            f"draft_groups is {draft_groups}: {groups * length} rows; q has a block of {block}"
-        )
-    return block - groups * length, length

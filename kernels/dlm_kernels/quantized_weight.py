@@ -66,13 +66,21 @@ class QuantizedWeight(NamedTuple):
 
 
 def quantize_weight(weight: Tensor, kind: str) -> QuantizedWeight:
-    """A weight [out_features, in_features] in `kind`: "fp8", "int8" or "int4".
+    """A weight in few bits, symmetric and rounded to nearest.
+
+    Args:
+        weight: bfloat16, float16 or float32 [out_features, in_features], finite.
+        kind: "fp8" (e4m3) or "int8", with a scale a row, or "int4", with a scale a row and 128
+            features; see the module's docstring for the layout.
+
+    Returns:
+        values and scales on the weight's device, for `linear` and `linear_partials`.
 
     Raises:
         TypeError, ValueError: weight is no finite, non-empty matrix of floats; kind is unknown.
     """
     check_tensor("weight", weight, shape=("out_features", "in_features"), dtypes=FLOAT_DTYPES)
-    if kind not in LARGEST:
+    if not isinstance(kind, str) or kind not in LARGEST:
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(LARGEST)}")
     if weight.numel() == 0:
         raise ValueError(f"weight has shape {list(weight.shape)}; it must not be empty")

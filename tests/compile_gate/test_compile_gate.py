@@ -368,6 +368,20 @@ def test_hopper_attention_of_a_large_batch_walks(float8: bool) -> None:
     assert split.constants["WALK"] and not split.constants["PARTIAL"]
 
 
+@pytest.mark.parametrize("options", [{}, {"page_size": 16}, {"float8": True}], ids=str)
+def test_hopper_attention_that_walks_waits_no_more_often(options: dict) -> None:
+    """For products, in a tile of its streaming loops: one for the scores, if P V goes on."""
+    waits = []
+    for batch in (2, 16):
+        kernel, *_ = compile_launches("sm_90", attention_launcher(128, batch=batch, **options))
+        assert kernel.constants["WALK"] == (batch == 16)
+        streams = [x for x in kernel.loops() if count(r"\bLDGSTS\b", x)]
+        waits.append([count(r"\bWARPGROUP\.DEPBAR\b", x) for x in streams])
+    split, walk = waits
+    assert split == [2 if options.get("float8") else 1]
+    assert walk and set(walk) == set(split)
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_pages_load_as_wide_and_as_far_ahead_as_a_contiguous_cache(arch: str) -> None:
     """As many asynchronous 16-byte loads, in as much shared memory: page numbers take the rest."""
@@ -505,7 +519,7 @@ def test_confidence_loop_is_lean(arch: str, report) -> None:
 
 
 def test_gate_sees_spills(monkeypatch: pytest.MonkeyPatch) -> None:
-    crowded = launch.AttentionLaunch(64, 64, split_keys=1024, num_warps=4, num_stages=2)
+    crowded = launch.AttentionLaunch(64, 64, 1024, 8192, 2048, num_warps=4, num_stages=2)
     monkeypatch.setattr(launch, "smallest_serving", lambda table, size: crowded)
     split, _ = compile_launches("sm_90", attention_launcher(256))
     assert split.spills > 0
@@ -536,7 +550,7 @@ def test_gate_sees_serialized_products() -> None:
 
 
 def test_gate_sees_too_much_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    deep = launch.AttentionLaunch(128, 128, split_keys=1024, num_warps=8, num_stages=6)
+    deep = launch.AttentionLaunch(128, 128, 1024, 8192, 2048, num_warps=8, num_stages=6)
     monkeypatch.setattr(launch, "smallest_serving", lambda table, size: deep)
     split, _ = compile_launches("sm_90", attention_launcher(128))
     assert split.shared > launch.SHARED_MEMORY["sm_90"]

@@ -1,5 +1,6 @@
 """block_attention: accuracy, ragged contexts, strides, and keys that must stay unseen."""
 
+import importlib
 from typing import NamedTuple
 
 import pytest
@@ -11,6 +12,8 @@ from dlm_kernels import block_attention, new_error_word, reference
 from dlm_kernels.error_word import LENGTH_OUT_OF_RANGE
 
 NAN = float("nan")
+
+attention = importlib.import_module("dlm_kernels.block_attention")
 
 
 class Problem(NamedTuple):
@@ -210,6 +213,18 @@ def test_torch_backend_and_reference_agree_with_a_plain_softmax(
         torch.testing.assert_close(out[b].double(), expected, atol=1e-5, rtol=1e-5)
         expected_lse = scores.logsumexp(-1)
         torch.testing.assert_close(lse[b].double(), expected_lse, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("longest", "row_tiles", "split"),
+    [(1024, 8, 128), (100, 8, 128), (8192, 8, 256), (1024, 512, 1024)],
+)
+def test_fast_fills_the_chip_with_splits_of_at_least_two_tiles(
+    longest: int, row_tiles: int, split: int
+) -> None:
+    """Of an H200; a batch of 1 has 8 row tiles."""
+    device = torch.device("cpu")
+    assert attention._filling_split(longest, row_tiles, 64, device) == split
 
 
 # --- values

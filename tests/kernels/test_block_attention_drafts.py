@@ -7,7 +7,7 @@ import torch
 from numeric import assert_close_to_reference, assert_same_bits, forced_backend, unchanged
 from torch import Tensor
 
-from dlm_kernels import block_attention
+from dlm_kernels import block_attention, launch
 
 NAN = float("nan")
 
@@ -167,8 +167,21 @@ def test_causal_rows_and_slot_0_have_the_bits_of_a_causal_call(
     request: pytest.FixtureRequest,
 ) -> None:
     device = request.getfixturevalue("triton_device") if backend == "triton" else "cpu"
-    case = drafts(groups, length, lead, contexts, (4, 2), 16, dtype, device)
-    rows = case.cached_rows
+    check_causal_bits(drafts(groups, length, lead, contexts, (4, 2), 16, dtype, device), backend)
+
+
+@pytest.mark.parametrize("contexts", [[120, 217], [123, 222], [128, 223]])
+def test_causal_bits_where_splits_grow(
+    contexts: list[int], dtype: torch.dtype, triton_device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Splits end at 64, 128, 224 and 320."""
+    entry = launch.AttentionLaunch(32, 32, 64, 128, 96, num_warps=4, num_stages=2)
+    monkeypatch.setattr(launch, "smallest_serving", lambda table, size: entry)
+    check_causal_bits(drafts(4, 3, 5, contexts, (4, 2), 16, dtype, triton_device), "triton")
+
+
+def check_causal_bits(case: Drafts, backend: str) -> None:
+    contexts, rows = case.context_lens.tolist(), case.cached_rows
     with forced_backend(backend):
         out, lse = case.run()
         for first, last in ((0, len(rows)), (len(rows) - 1, len(rows)), (len(rows) // 2, -1)):

@@ -1,5 +1,6 @@
 """block_attention, invariant numerics: a row's bits are a function of the row alone."""
 
+import importlib
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from numeric import assert_same_bits, forced_backend
 from torch import Tensor
 
-from dlm_kernels import block_attention
+from dlm_kernels import block_attention, launch
 
+attention = importlib.import_module("dlm_kernels.block_attention")
 NAN = float("nan")
 # The causal block lies across the end of the first split, at 1024.
 CONTEXT, BLOCK = 900, 256
@@ -144,6 +146,49 @@ def test_bidirectional_rows_do_not_depend_on_batch_or_capacity(
 def test_the_same_call_gives_the_same_bits(numerics: str, sequence: Sequence) -> None:
     first = sequence.causal(100, 32, numerics=numerics)
     assert_same_rows(sequence.causal(100, 32, numerics=numerics), first, "a second time")
+
+
+# --- splits that grow
+
+
+def test_splits_grow_at_a_position_and_leave_no_key_out() -> None:
+    sizes = (64, 2, 96)
+    begins = [attention._split_begin.fn(split, *sizes) for split in range(6)]
+    assert begins == [0, 64, 128, 224, 320, 416]
+    for keys in range(417):
+        assert attention._splits_of.fn(keys, *sizes) == sum(begin < keys for begin in begins)
+
+
+@pytest.mark.parametrize(("context", "splits"), [(8192, 16), (8193, 17), (131072, 76)])
+def test_long_contexts_have_few_splits(context: int, splits: int) -> None:
+    entry = launch.BLOCK_ATTENTION["sm_90"][2][128]
+    near = entry.far_from // entry.split_keys
+    sizes = (entry.split_keys, near, entry.far_split_keys)
+    assert attention._splits_of.fn(context, *sizes) == splits
+
+
+@pytest.fixture
+def growing_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Splits of the block end at 960, where they grow shorter here, at 1056 and at 1152."""
+    entry = launch.AttentionLaunch(32, 32, 320, 960, 96, num_warps=4, num_stages=2)
+    monkeypatch.setattr(launch, "smallest_serving", lambda table, size: entry)
+
+
+def test_causal_rows_do_not_depend_on_the_block_where_splits_grow(
+    growing_splits: None, dtype: torch.dtype, triton_device: str
+) -> None:
+    sequence = Sequence(3, 16, dtype, "triton", triton_device)
+    first, block = 50, 120
+    whole = sequence.causal(first, block)
+    for row in (59, 60, 156):
+        rows = tuple(x[row - first : row - first + 1] for x in whole)
+        for name, options in {
+            "alone": {},
+            "in a cache of more splits": {"capacity": 1300},
+        }.items():
+            assert_same_rows(sequence.causal(row, 1, **options), rows, f"of row {row} {name}")
+    rows = tuple(x[5:37] for x in whole)
+    assert_same_rows(sequence.causal(first + 5, 32), rows, "of 32 rows")
 
 
 # --- the torch backend on a CPU, whose matrix products and sums are a library's

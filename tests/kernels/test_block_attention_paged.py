@@ -149,7 +149,7 @@ def test_the_last_of_many_pages_is_checked(
     split_keys: int, triton_device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Entry 130 lies in the third split, or behind the 128th entry of a long one."""
-    config = launch.AttentionLaunch(32, 32, split_keys=split_keys, num_warps=4, num_stages=1)
+    config = launch.AttentionLaunch(32, 32, split_keys, 8192, 2048, num_warps=4, num_stages=1)
     monkeypatch.setattr(launch, "smallest_serving", lambda table, size: config)
     arguments = inputs("causal", [130 * 16, 5], torch.float32, triton_device)
     in_pages = paged(arguments, "causal", 16)

@@ -21,16 +21,16 @@ DTYPES = [
 
 @pytest.fixture(autouse=True)
 def short_splits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two tiles of keys a split, in an entry that compiles for every GPU."""
-    entry = launch.AttentionLaunch(32, 32, 64, num_warps=4, num_stages=2, walks=True)
+    """Splits end at 64, 128, 224 and 320, in an entry that compiles for every GPU."""
+    entry = launch.AttentionLaunch(32, 32, 64, 128, 96, num_warps=4, num_stages=2, walks=True)
     monkeypatch.setattr(launch, "smallest_serving", lambda table, size: entry)
 
 
-def inputs(kind: str, dtype: torch.dtype, device: str, float8: bool) -> dict:
+def inputs(kind: str, dtype: torch.dtype, device: str, float8: bool, paged: bool) -> dict:
     """Contexts on, before and behind the ends of splits, the block's own keys across them."""
     generator = torch.Generator().manual_seed(3)
-    contexts = [0, 64, 65, 121]
-    batch, block, own = len(contexts), 11, {"bidirectional": 0, "causal": 11, "drafts": 5}[kind]
+    contexts = [0, 64, 65, 124, 127, 128, 220, 224, 225]
+    batch, block, capacity = len(contexts), 11, 240
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device)
@@ -38,8 +38,8 @@ def inputs(kind: str, dtype: torch.dtype, device: str, float8: bool) -> dict:
     cache_dtype = torch.float8_e4m3fn if float8 else dtype
     arguments = {
         "q": randn(batch, block, 4, 16).to(dtype) * 3,
-        "k_cache": randn(batch, 121 + own, 1, 16).to(cache_dtype),
-        "v_cache": randn(batch, 121 + own, 1, 16).to(cache_dtype),
+        "k_cache": randn(batch, capacity, 1, 16).to(cache_dtype),
+        "v_cache": randn(batch, capacity, 1, 16).to(cache_dtype),
         "context_lens": torch.tensor(contexts, dtype=torch.int32, device=device),
         "return_lse": True,
     }
@@ -50,6 +50,11 @@ def inputs(kind: str, dtype: torch.dtype, device: str, float8: bool) -> dict:
     if float8:
         arguments["k_scale"] = torch.tensor([0.7], device=device)
         arguments["v_scale"] = torch.tensor([1.3], device=device)
+    if paged:
+        pages = torch.arange(batch * capacity // 16, dtype=torch.int32, device=device)
+        arguments["block_table"] = pages.view(batch, -1)
+        for name in ("k_cache", "v_cache"):
+            arguments[name] = arguments[name].view(-1, 16, 1, 16)
     return arguments
 
 
@@ -68,16 +73,17 @@ def run(arguments: dict, walks: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("paged", [False, True], ids=["contiguous", "paged"])
 @pytest.mark.parametrize(
     ("kind", "float8"),
     [*product(("bidirectional", "causal"), (False, True)), ("drafts", False)],
 )
 def test_bits_do_not_depend_on_who_merges(
-    kind: str, float8: bool, dtype: torch.dtype, triton_device: str, monkeypatch
+    kind: str, float8: bool, paged: bool, dtype: torch.dtype, triton_device: str, monkeypatch
 ) -> None:
     if float8 and triton_device == "cuda" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("needs compute capability 8.9")
-    arguments = inputs(kind, dtype, triton_device, float8)
+    arguments = inputs(kind, dtype, triton_device, float8, paged)
     expected = run(arguments, False, monkeypatch)
     for name, ours, theirs in zip(
         ("out", "lse"), run(arguments, True, monkeypatch), expected, strict=True

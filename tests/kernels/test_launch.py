@@ -37,6 +37,8 @@ def test_every_shape_has_an_entry(arch: str) -> None:
                 assert size >= 16 and size & (size - 1) == 0
             # A tile may not lie across two splits: a key's tile would depend on the split.
             assert entry.split_keys % entry.block_n == 0
+            assert entry.far_from % entry.split_keys == 0
+            assert entry.far_split_keys % entry.block_n == 0
             # q, and keys and values of each stage.
             tiles = entry.block_m + 2 * entry.num_stages * entry.block_n
             assert tiles * head_dim * itemsize <= launch.SHARED_MEMORY[arch]

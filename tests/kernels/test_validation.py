@@ -484,7 +484,7 @@ ATTENTION_ERRORS = {
     "drafts-without-masks": ({"draft_groups": (4, 1)}, ValueError, r"draft_groups\[1\] is 1"),
     "drafts-float": ({"draft_groups": (1.0, 2)}, TypeError, r"draft_groups\[0\] is 1.0"),
     "drafts-past-the-block": (
-        {"draft_groups": (2, 3)}, ValueError, r"draft_groups is \(2, 3\): 6 rows; .* block of 4",
+        {"draft_groups": (2, 3)}, ValueError, r"draft_groups is \(2, 3\): 6 rows; the block has 4",
     ),
     "drafts-past-512-rows": (
         {"draft_groups": (1, 2), "q": torch.zeros(3, 513, 6, 16)}, ValueError, "block of 513 .*512",

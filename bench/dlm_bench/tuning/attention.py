@@ -70,12 +70,16 @@ def attention_space(itemsize: int, head_dim: int, sizes: Sizes, arch: str) -> Sp
             "block_m": (16, 32, 64, 128),
             "block_n": (16, 32, 64, 128),
             "split_keys": (256, 512, 1024, 2048),
+            "far_from": (4096, 8192, 16384),
+            "far_split_keys": (512, 1024, 2048, 4096),
             "walks": (False, True),
             "num_warps": PRODUCT_WARPS,
             "num_stages": (1, 2, 3, 4, 5),
         },
         legal=lambda entry: (
             entry.split_keys % entry.block_n == 0
+            and entry.far_from % entry.split_keys == 0
+            and entry.far_split_keys % entry.block_n == 0
             and (entry.block_m + 2 * entry.num_stages * entry.block_n) * head_dim * itemsize
             <= launch.SHARED_MEMORY[arch]
         ),

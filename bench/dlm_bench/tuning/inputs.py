@@ -23,7 +23,7 @@ class Sizes:
     main: int = 32
     odd: tuple[int, int] = (1000, 131)
     contexts: dict[int, tuple[int, ...]] = field(
-        default_factory=lambda: {1024: (1, 64), 8192: (1, 16)}
+        default_factory=lambda: {1024: (1, 64), 8192: (1, 16), 32768: (1,)}
     )
     batches: tuple[int, ...] = (1, 64)
     dtypes: dict[int, torch.dtype] = field(
