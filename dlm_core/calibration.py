@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dlm_kernels.block_attention import CACHE_DTYPE
+from dlm_kernels.cache_layout import CACHE_DTYPE
 from dlm_kernels.validate import ID_DTYPES, MAX_BLOCK, check_tensor
 
 from .cache import KVCache

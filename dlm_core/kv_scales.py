@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dlm_kernels.block_attention import CACHE_DTYPE
+from dlm_kernels.cache_layout import CACHE_DTYPE
 from dlm_kernels.validate import check_tensor
 
 from .config import ModelConfig

@@ -34,6 +34,7 @@ from dlm_kernels import (
     rope_kv_write,
 )
 from dlm_kernels.backend import contents_checked
+from dlm_kernels.cache_layout import CACHE_DTYPE
 from dlm_kernels.error_word import ID_OUT_OF_RANGE, set_where
 from dlm_kernels.validate import (
     ID_DTYPES,
@@ -444,7 +445,7 @@ class Model(nn.Module):
         block = tokens.shape[1]
         longest = MAX_BLOCK if draft_groups is None else MAX_DRAFT_ROWS
         check_int("M, the length of tokens,", block, 1, longest)
-        if cache.dtype not in (self.dtype, torch.float8_e4m3fn):
+        if cache.dtype not in (self.dtype, CACHE_DTYPE):
             raise TypeError(
                 f"cache holds {cache.dtype}; it must hold {self.dtype}, as the model, or"
                 " float8_e4m3fn"

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 
 from dlm_kernels.backend import backend_for, contents_checked
-from dlm_kernels.block_attention import CACHE_DTYPE
+from dlm_kernels.cache_layout import CACHE_DTYPE
 
 from ..kv_scales import KVScales
 from ..model import Model

@@ -53,13 +53,13 @@ def _draft_and_verify(runner: Runner, requests: list[Request]) -> None:
     seeds = torch.cat([request.mode.seed for request in requests])
     table = table_of([request.sampling for request in requests], seeds.device)
     inputs = (seeds, _cycles(requests, seeds.device), *(table or ()))
-    rows, (choices,) = runner.run(_linear_work, shape, requests, shape[0], *inputs)
+    rows, (choices,) = runner.run(linear_cycle, shape, requests, shape[0], *inputs)
     for request, tokens in zip(requests, _accept(requests, rows, choices), strict=True):
         request.forwards.update(("draft", "verify"))
         request.emit(tokens)
 
 
-def _linear_work(
+def linear_cycle(
     runner: Runner, shape: tuple, cache: PagedKVCache, seeds: Tensor, step: Tensor, *table: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One cycle behind `seeds` int32 [batch]: the verdict for the host, and its choices."""
@@ -140,7 +140,7 @@ def _verify_and_draft(runner: Runner, requests: list[Request]) -> None:
     inputs = [seeds, _cycles(requests, seeds.device) + 1, drafts.tokens]
     if table:
         inputs += [drafts.log_probs, *table]
-    rows, (choices, *new) = runner.run(_quadratic_work, shape, requests, shape[0], *inputs)
+    rows, (choices, *new) = runner.run(quadratic_cycle, shape, requests, shape[0], *inputs)
     drafts = Drafts(new[0], new[1] if table else None)
     for i, tokens in enumerate(_accept(requests, rows, choices)):
         request, mode = requests[i], requests[i].mode
@@ -151,7 +151,7 @@ def _verify_and_draft(runner: Runner, requests: list[Request]) -> None:
         request.emit(right)
 
 
-def _quadratic_work(
+def quadratic_cycle(
     runner: Runner,
     shape: tuple,
     cache: PagedKVCache,

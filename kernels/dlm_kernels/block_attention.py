@@ -45,6 +45,13 @@ from torch import Tensor
 
 from . import error_word, launch, reference, torch_backend
 from .backend import backend_for, contents_checked
+from .cache_layout import (
+    check_cache,
+    check_contents,
+    check_float8_on,
+    check_scales,
+    own_positions,
+)
 from .cost import Cost
 from .validate import (
     FLOAT_DTYPES,
@@ -60,7 +67,6 @@ from .validate import (
     check_unit_stride,
 )
 
-CACHE_DTYPE = torch.float8_e4m3fn  # that a cache may have instead of q's
 _LOG2E = 1.4426950408889634
 _LN2 = tl.constexpr(0.6931471805599453)
 # Where a running maximum starts: finite, so that hidden scores (-inf) less it stay -inf.
@@ -104,7 +110,7 @@ def block_attention_cost(
         visible += draft_length * (groups * lead + groups * (groups + 1) / 2)
         visible += groups * (draft_length - 1) ** 2
     pairs = batch * query_heads * visible
-    own_in_cache = _own_keys_in_cache(block, causal, lead, draft_length)
+    own_in_cache = own_positions(block, causal, lead, draft_length)
     fresh = 2 * (block - own_in_cache) * kv_heads * head_dim
     cached = 2 * (context + own_in_cache) * kv_heads * head_dim
     scales = 0
@@ -558,19 +564,14 @@ def _launch(
     batch, block, query_heads, head_dim = q.shape
     if batch == 0:
         return out, lse
-    if k_scale is not None and q.is_cuda and torch.cuda.get_device_capability(q.device) < (8, 9):
-        major, minor = torch.cuda.get_device_capability(q.device)
-        raise TypeError(
-            f"k_cache is {k_cache.dtype}, which Triton reads from compute capability 8.9 on;"
-            f" {q.device} has {major}.{minor}. It must be {q.dtype}"
-        )
+    check_float8_on(k_cache, q.dtype)
     kv_heads = k_cache.shape[2]
     group = query_heads // kv_heads
     causal, draft = k is None, draft_length > 0
     page_size = 0 if block_table is None else k_cache.shape[1]
     table = launch.BLOCK_ATTENTION[launch.arch_of(q.device)][q.element_size()]
     config = launch.smallest_serving(table, head_dim)
-    longest = context_limit + _own_keys_in_cache(block, causal, lead, draft_length)
+    longest = context_limit + own_positions(block, causal, lead, draft_length)
     block_m = config.block_m
     if numerics == "fast":
         block_m = min(block_m, max(16, triton.next_power_of_2(block * group)))
@@ -633,13 +634,6 @@ def _launch(
             num_warps=4,
         )  # fmt: skip
     return out, lse
-
-
-def _own_keys_in_cache(block: int, causal: bool, lead: int, draft_length: int) -> int:
-    """How many of a block's keys lie in the cache, behind the context."""
-    if draft_length:
-        return lead + (block - lead) // draft_length
-    return block if causal else 0
 
 
 def _one_program_walks(
@@ -712,14 +706,8 @@ def _block_attention_op(
     error: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     if contents_checked():
-        outside = [n for n in context_lens.tolist() if not 0 <= n <= context_limit]
-        if outside:
-            raise ValueError(
-                f"context_lens holds {outside[0]}; lengths must be in [0, {context_limit}]"
-            )
-        if block_table is not None:
-            own = _own_keys_in_cache(q.shape[1], k is None, lead, draft_length)
-            _check_pages(block_table, context_lens + own, k_cache)
+        own = own_positions(q.shape[1], k is None, lead, draft_length)
+        check_contents(k_cache, context_lens, block_table, limit=context_limit, first=None, own=own)
     return _IMPLEMENTATIONS[backend_for(q)](
         q, k_cache, v_cache, context_lens, block_table, k, v, k_scale, v_scale, lead, draft_length,
         scale, numerics, context_limit, return_lse, error,
@@ -732,15 +720,6 @@ def _(
     scale, numerics, context_limit, return_lse, error,
 ):  # fmt: skip
     return _empty_outputs(q, return_lse)
-
-
-def _check_pages(block_table: Tensor, seen: Tensor, k_cache: Tensor) -> None:
-    """Raise unless each request's first `seen` keys lie in pages that are there."""
-    pages, page_size = k_cache.shape[:2]
-    for request, keys in zip(block_table.tolist(), seen.tolist(), strict=True):
-        outside = [n for n in request[: -(-keys // page_size)] if not 0 <= n < pages]
-        if outside:
-            raise ValueError(f"block_table holds {outside[0]}; pages must be in [0, {pages})")
 
 
 def block_attention(
@@ -817,42 +796,26 @@ def block_attention(
         raise ValueError(f"q has a block of {block} queries; it must be in [1, {longest}]")
     if head_dim not in HEAD_DIMS:
         raise ValueError(f"q has head_dim {head_dim}; it must be a power of two from 16 to 256")
-    same = {"dtypes": (q.dtype,), "device": q.device}
-    int32 = (torch.int32,)
-    cache_shape = (batch, "capacity", "kv_heads", head_dim)
-    if block_table is not None:
-        cache_shape = ("pages", "page_size", "kv_heads", head_dim)
-        table_shape = (batch, "max_pages")
-        check_tensor("block_table", block_table, shape=table_shape, dtypes=int32, device=q.device)
-        check_unit_stride("block_table", block_table)
-    in_cache = {"dtypes": (q.dtype, CACHE_DTYPE), "device": q.device}
-    check_tensor("k_cache", k_cache, shape=cache_shape, **in_cache)
-    capacity, kv_heads = k_cache.shape[1:3]
-    in_cache["dtypes"] = (k_cache.dtype,)
-    check_tensor("v_cache", v_cache, shape=k_cache.shape, **in_cache)
-    _check_scales(k_scale, v_scale, k_cache)
-    if block_table is not None:
-        pages, page_size = k_cache.shape[:2]
-        if pages == 0:
-            raise ValueError("k_cache has 0 pages; it must have at least 1")
-        if page_size < 16 or page_size & (page_size - 1):
-            raise ValueError(
-                f"k_cache has pages of {page_size} keys; it must be a power of two, 16 or more"
-            )
-        capacity = block_table.shape[1] * page_size
+    like_q = {"dtype": q.dtype, "device": q.device}
+    capacity = check_cache(
+        k_cache, v_cache, block_table, batch=batch, kv_heads="kv_heads", head_dim=head_dim, **like_q
+    )
+    check_scales(k_scale, v_scale, k_cache)
+    kv_heads = k_cache.shape[2]
     if kv_heads == 0 or query_heads == 0 or query_heads % kv_heads:
         raise ValueError(
             f"k_cache has {kv_heads} KV heads; they must divide q's {query_heads} query heads"
         )
-    check_tensor("context_lens", context_lens, shape=(batch,), dtypes=int32, device=q.device)
+    int32 = {"dtypes": (torch.int32,), "device": q.device}
+    check_tensor("context_lens", context_lens, shape=(batch,), **int32)
     if (k is None) != (v is None):
         raise ValueError(f"{'k' if k is None else 'v'} is None; k and v go together")
     fresh = {} if k is None else {"k": k, "v": v}
+    same = {"dtypes": (q.dtype,), "device": q.device}
     for name, tensor in fresh.items():
         check_tensor(name, tensor, shape=(batch, block, kv_heads, head_dim), **same)
-    for name, tensor in {"q": q, "k_cache": k_cache, "v_cache": v_cache, **fresh}.items():
+    for name, tensor in {"q": q, **fresh, "context_lens": context_lens}.items():
         check_unit_stride(name, tensor)
-    check_unit_stride("context_lens", context_lens)
     lead, draft_length = 0, 0
     if draft_groups is not None:
         lead, draft_length = check_draft_groups(draft_groups, block)
@@ -866,7 +829,7 @@ def block_attention(
     if numerics not in NUMERICS:
         raise ValueError(f"numerics is {numerics!r}; it must be one of {', '.join(NUMERICS)}")
     check_bool("return_lse", return_lse)
-    own = _own_keys_in_cache(block, k is None, lead, draft_length)
+    own = own_positions(block, k is None, lead, draft_length)
     context_limit = capacity - own
     if context_limit < 0:
         what = f"a causal block of {block} lies in it"
@@ -882,16 +845,3 @@ def block_attention(
         float(scale), numerics, context_limit, return_lse, error,
     )  # fmt: skip
     return (out, lse) if return_lse else out
-
-
-def _check_scales(k_scale: Tensor | None, v_scale: Tensor | None, k_cache: Tensor) -> None:
-    for name, scale in {"k_scale": k_scale, "v_scale": v_scale}.items():
-        if k_cache.dtype != CACHE_DTYPE:
-            if scale is not None:
-                raise ValueError(f"{name} is given; a cache in {k_cache.dtype} has no scales")
-            continue
-        if scale is None:
-            raise ValueError(f"{name} is None; a cache in {k_cache.dtype} needs it")
-        shape, float32 = (k_cache.shape[2],), (torch.float32,)
-        check_tensor(name, scale, shape=shape, dtypes=float32, device=k_cache.device)
-        check_unit_stride(name, scale)

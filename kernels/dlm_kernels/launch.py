@@ -89,7 +89,8 @@ class LinearLaunch:
     64 rows of the weight work on one tile of rows. From whole_programs programs on, those of the
     last tile walk every segment: with a second accumulator, which leaves registers for walking_rows
     rows of x at most, as an in_features does that is no whole number of tiles. Numerics "fast"
-    takes torch's product of a plain weight for more than library_rows rows.
+    takes torch's product for more than library_rows rows; None for quantised weights, which torch
+    does not take.
     """
 
     block_k: int
@@ -97,8 +98,8 @@ class LinearLaunch:
     min_segment: int
     whole_programs: int
     walking_rows: int
-    library_rows: int
     tiles: dict[int, LinearTile]
+    library_rows: int | None = None
     tuned: bool = False
 
 
@@ -197,9 +198,13 @@ def _key(text: str) -> Hashable:
 
 
 def _plain(value: object) -> object:
-    """Entries as dicts; of `tuned` only that it is."""
+    """Entries as dicts, without what is not there: a None, and a `tuned` that is False."""
     if is_dataclass(value):
-        value = {name: each for name, each in vars(value).items() if name != "tuned" or each}
+        value = {
+            name: each
+            for name, each in vars(value).items()
+            if each is not None and (name != "tuned" or each)
+        }
     if isinstance(value, Mapping):
         return {str(key): _plain(each) for key, each in value.items()}
     return value

@@ -47,7 +47,7 @@ from torch import Tensor
 from . import launch, reference, torch_backend
 from .backend import backend_for
 from .cost import Cost
-from .partial_sums import PartialSums
+from .partial_sums import PartialSums, load_total
 from .quantized_weight import GROUP, LARGEST, QuantizedWeight
 from .validate import FLOAT_DTYPES, NUMERICS, check_tensor, check_unit_stride
 
@@ -290,22 +290,23 @@ def product_kernel(
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["size"])
+@triton.jit(do_not_specialize=["rows"])
 def sum_kernel(
     # Pointers
-    partial_ptr,  # float32 [SEGMENTS, size]
-    out_ptr,  # [size]
+    partial_ptr,  # float32 [SEGMENTS, rows, out_features]
+    out_ptr,  # [rows, out_features]
     # Dimensions
-    size,
+    rows,
+    out_features,
     # Meta-parameters
     SEGMENTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    # In this form the compiler sees that segments begin at whole vectors, where rows do.
+    size = rows.to(tl.int64) * out_features
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
-    total = tl.load(partial_ptr + at, mask=inside, other=0.0)
-    for segment in tl.static_range(1, SEGMENTS):
-        total += tl.load(partial_ptr + segment * size.to(tl.int64) + at, mask=inside, other=0.0)
+    total = load_total(partial_ptr, at, size, inside, SEGMENTS, out_ptr.dtype.element_ty)
     tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -400,7 +401,7 @@ def _launch(x: Tensor, values: Tensor, scales: Tensor | None, kind: str) -> Tens
         return sums[0]
     out = _empty_output(x, values)
     sum_kernel[(triton.cdiv(out.numel(), 1024),)](
-        sums, out, out.numel(), SEGMENTS=len(sums), BLOCK=1024, num_warps=4
+        sums, out, *out.shape, SEGMENTS=len(sums), BLOCK=1024, num_warps=4
     )
     return out
 

@@ -151,21 +151,22 @@ def residual_norm(
     Raises:
         TypeError, ValueError: a dtype, shape, device or range does not fit; the message names it.
     """
-    check_tensor("weight", weight, shape=("hidden",), dtypes=FLOAT_DTYPES)
-    hidden = len(weight)
-    if not 1 <= hidden <= _MAX_HIDDEN:
-        raise ValueError(f"weight has {hidden} elements; it must have 1 to {_MAX_HIDDEN}")
     if not isinstance(residual, Tensor):
         raise TypeError(f"residual is a {type(residual).__name__}; it must be a torch.Tensor")
-    same = {"dtypes": (weight.dtype,), "device": weight.device}
-    check_tensor("residual", residual, shape=(*residual.shape[:-1], hidden), **same)
+    shape = (*residual.shape[:-1], "hidden")
+    check_tensor("residual", residual, shape=shape, dtypes=FLOAT_DTYPES)
+    hidden = residual.shape[-1]
+    if not 1 <= hidden <= _MAX_HIDDEN:
+        raise ValueError(f"residual has rows of {hidden}; they must have 1 to {_MAX_HIDDEN}")
+    same = {"dtypes": (residual.dtype,), "device": residual.device}
+    check_tensor("weight", weight, shape=(hidden,), **same)
     check_number("eps", eps)
     if not 0 <= eps < float("inf"):
         raise ValueError(f"eps is {eps}; it must be at least 0 and finite")
     sums = None
     if update is not None:
         update = as_partial_sums("update", update)
-        check_like_residual(update, residual)
+        _check_like_residual(update, residual)
         sums = update.sums.reshape(len(update.sums), -1, hidden)
     rows = residual.reshape(-1, hidden).contiguous()
     out, normed = _residual_norm_op(rows, sums, weight.contiguous(), float(eps))
@@ -173,7 +174,7 @@ def residual_norm(
     return (residual if sums is None else out.view(residual.shape)), normed
 
 
-def check_like_residual(update: PartialSums, residual: Tensor) -> None:
+def _check_like_residual(update: PartialSums, residual: Tensor) -> None:
     if update.shape != residual.shape:
         raise ValueError(
             f"update has shape {list(update.shape)}; it must be {list(residual.shape)}, as residual"

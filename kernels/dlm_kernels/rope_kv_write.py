@@ -29,6 +29,13 @@ from torch import Tensor
 
 from . import error_word, launch, reference, torch_backend
 from .backend import backend_for, contents_checked
+from .cache_layout import (
+    check_cache,
+    check_contents,
+    check_float8_on,
+    check_scales,
+    own_positions,
+)
 from .cost import Cost
 from .partial_sums import PartialSums, as_partial_sums, load_total
 from .validate import (
@@ -252,13 +259,8 @@ def _launch(
     error: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     cached, draft = k_cache is not None, draft_length > 0
-    if k_scale is not None and sums.is_cuda:
-        capability = torch.cuda.get_device_capability(sums.device)
-        if capability < (8, 9):
-            raise TypeError(
-                f"k_cache is {k_cache.dtype}; it must be {dtype} on sm_{capability[0]}"
-                f"{capability[1]}: kernels write float8 on sm_89 or newer"
-            )
+    if cached:
+        check_float8_on(k_cache, dtype)
     fresh = draft or not cached
     q, k, v = _empty_outputs(sums, dtype, cos, kv_heads, fresh)
     batch, block, query_heads, head_dim = q.shape
@@ -269,7 +271,7 @@ def _launch(
     capacity = own = pages = stride_tb = None
     strides, page_size = (None,) * 6, 0
     if cached:
-        capacity, own = k_cache.shape[1], _own_rows_in_cache(block, lead, draft_length)
+        capacity, own = k_cache.shape[1], own_positions(block, True, lead, draft_length)
         strides = (*k_cache.stride()[:3], *v_cache.stride()[:3])
     if block_table is not None:
         pages, page_size = k_cache.shape[:2]
@@ -296,11 +298,6 @@ def _launch(
         num_warps=config.num_warps,
     )  # fmt: skip
     return q, k, v
-
-
-def _own_rows_in_cache(block: int, lead: int, draft_length: int) -> int:
-    """How many rows of a block go into the cache."""
-    return lead + (block - lead) // draft_length if draft_length else block
 
 
 def _empty_outputs(
@@ -343,8 +340,13 @@ def _rope_kv_write_op(
     error: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if contents_checked() and k_cache is not None:
-        own = _own_rows_in_cache(sums.shape[2], lead, draft_length)
-        _check_contents(k_cache, context_lens, block_table, own)
+        own = own_positions(sums.shape[2], True, lead, draft_length)
+        capacity = k_cache.shape[1]
+        if block_table is not None:
+            capacity *= block_table.shape[1]
+        check_contents(
+            k_cache, context_lens, block_table, limit=capacity - own, first=context_lens, own=own
+        )
     return _IMPLEMENTATIONS[backend_for(sums)](
         sums, dtype, cos, sin, query_scale, kv_heads, k_cache, v_cache, context_lens, block_table,
         lead, draft_length, k_scale, v_scale, error,
@@ -358,26 +360,6 @@ def _(
 ):  # fmt: skip
     fresh = k_cache is None or draft_length > 0
     return _empty_outputs(sums, dtype, cos, kv_heads, fresh)
-
-
-def _check_contents(
-    k_cache: Tensor, context_lens: Tensor, block_table: Tensor | None, own: int
-) -> None:
-    """Raise unless each request's `own` positions behind its context are there."""
-    pages, page_size = k_cache.shape[:2]
-    capacity = page_size if block_table is None else block_table.shape[1] * page_size
-    lengths = context_lens.tolist()
-    for length in lengths:
-        if not 0 <= length <= capacity - own:
-            raise ValueError(
-                f"context_lens holds {length}; lengths must be in [0, {capacity - own}]"
-            )
-    if block_table is None:
-        return
-    for length, request in zip(lengths, block_table.tolist(), strict=True):
-        for page in request[length // page_size : -(-(length + own) // page_size)]:
-            if not 0 <= page < pages:
-                raise ValueError(f"block_table holds {page}; pages must be in [0, {pages})")
 
 
 def rope_kv_write(
@@ -461,13 +443,23 @@ def rope_kv_write(
             if value is not None:
                 raise ValueError(f"k_cache is None; {name} needs it")
     else:
-        own = _own_rows_in_cache(block, lead, draft_length)
-        cache_shape = (batch, "capacity", kv_heads, head_dim)
-        if block_table is not None:
-            cache_shape = ("pages", "page_size", kv_heads, head_dim)
-        _check_cache(k_cache, v_cache, cache_shape, dtype, device)
-        _check_positions(k_cache, context_lens, block_table, batch, own)
-        _check_scales(k_cache, k_scale, v_scale)
+        capacity = check_cache(
+            k_cache,
+            v_cache,
+            block_table,
+            batch=batch,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            dtype=dtype,
+            device=device,
+        )
+        check_scales(k_scale, v_scale, k_cache)
+        int32 = {"dtypes": (torch.int32,), "device": device}
+        check_tensor("context_lens", context_lens, shape=(batch,), **int32)
+        check_unit_stride("context_lens", context_lens)
+        own = own_positions(block, True, lead, draft_length)
+        if capacity < own:
+            raise ValueError(f"k_cache holds {capacity} keys; {own} rows of the block go into it")
     error_word.check_error_word(error, device)
     q, k, v = _rope_kv_write_op(
         sums, dtype, cos, sin, query_scale, kv_heads, k_cache, v_cache, context_lens, block_table,
@@ -476,50 +468,3 @@ def rope_kv_write(
     if k_cache is not None and not draft_length:
         k = v = None
     return q, k, v
-
-
-def _check_cache(
-    k_cache: Tensor, v_cache: Tensor, shape: tuple, dtype: torch.dtype, device: torch.device
-) -> None:
-    check_tensor(
-        "k_cache", k_cache, shape=shape, dtypes=(dtype, torch.float8_e4m3fn), device=device
-    )
-    same = {"dtypes": (k_cache.dtype,), "device": device}
-    check_tensor("v_cache", v_cache, shape=k_cache.shape, **same)
-    check_unit_stride("k_cache", k_cache)
-    check_unit_stride("v_cache", v_cache)
-
-
-def _check_positions(
-    k_cache: Tensor, context_lens: Tensor, block_table: Tensor | None, batch: int, own: int
-) -> None:
-    int32 = {"dtypes": (torch.int32,), "device": k_cache.device}
-    check_tensor("context_lens", context_lens, shape=(batch,), **int32)
-    check_unit_stride("context_lens", context_lens)
-    capacity = k_cache.shape[1]
-    if block_table is not None:
-        check_tensor("block_table", block_table, shape=(batch, "max_pages"), **int32)
-        check_unit_stride("block_table", block_table)
-        pages, page_size = k_cache.shape[:2]
-        if pages == 0:
-            raise ValueError("k_cache has 0 pages; it must have at least 1")
-        if page_size < 16 or page_size & (page_size - 1):
-            raise ValueError(
-                f"k_cache has pages of {page_size} keys; it must be a power of two, 16 or more"
-            )
-        capacity = block_table.shape[1] * page_size
-    if capacity < own:
-        raise ValueError(f"k_cache holds {capacity} keys; {own} rows of the block go into it")
-
-
-def _check_scales(k_cache: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> None:
-    for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
-        if k_cache.dtype != torch.float8_e4m3fn:
-            if scale is not None:
-                raise ValueError(f"{name} is given; k_cache is {k_cache.dtype}, which has no scale")
-            continue
-        if scale is None:
-            raise ValueError(f"{name} is None; a float8 k_cache needs k_scale and v_scale")
-        float32 = {"dtypes": (torch.float32,), "device": k_cache.device}
-        check_tensor(name, scale, shape=(k_cache.shape[2],), **float32)
-        check_unit_stride(name, scale)

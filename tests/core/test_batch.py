@@ -302,7 +302,7 @@ def test_a_fault_drops_those_it_hit_and_nobody_else(
         def fail(*_):
             raise DeviceError("told to")
 
-        patch.setattr(self_speculation, "_linear_work", fail)
+        patch.setattr(self_speculation, "linear_cycle", fail)
         with pytest.raises(DeviceError, match="told to"):
             batch.step()
     assert failing.finished and isinstance(failing.error, DeviceError)

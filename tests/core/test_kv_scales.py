@@ -103,7 +103,7 @@ def test_pages_hold_the_bits_of_a_contiguous_cache_and_survive_sharing_and_swapp
 
 @pytest.mark.parametrize("in_pages", [False, True], ids=["contiguous", "paged"])
 def test_attention_takes_the_scales_of_a_cache(in_pages: bool) -> None:
-    """Over scales that differ by head, against attention over what was written."""
+    """Over scales that differ by head, against attention over what float8 keeps of the rows."""
     scales, layer = random_scales(), 1
     if in_pages:
         context = Context(PagePool(CONFIG, 4, 16, device="cpu", dtype=FLOAT8, scales=scales))
@@ -125,7 +125,11 @@ def test_attention_takes_the_scales_of_a_cache(in_pages: bool) -> None:
         v_scale=cache.value_scales[layer],
         block_table=cache.block_table,
     )
-    torch.testing.assert_close(actual, block_attention(q, keys, values, lengths), atol=0.1, rtol=0)
+    held = []
+    for x, scale in ((keys, scales.keys[layer]), (values, scales.values[layer])):
+        scale = scale[:, None]
+        held.append((x / scale).to(FLOAT8).float() * scale)
+    torch.testing.assert_close(actual, block_attention(q, *held, lengths), atol=1e-5, rtol=1e-5)
 
 
 def test_calibration_makes_the_largest_just_fit(golden: Path, device: str) -> None:

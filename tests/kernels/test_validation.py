@@ -700,18 +700,30 @@ def norm_arguments() -> dict:
 
 
 NORM_ERRORS = {
-    "weight-2d": ({"weight": torch.zeros(1, 8)}, ValueError, r"weight .*\[1, 8\]; .*\[hidden\]"),
+    "weight-2d": ({"weight": torch.zeros(1, 8)}, ValueError, r"weight has shape \[1, 8\]; .*\[8\]"),
     "weight-float64": ({"weight": torch.zeros(8, dtype=F64)}, TypeError, "weight is torch.float64"),
-    "weight-empty": ({"weight": torch.zeros(0)}, ValueError, "weight has 0 elements; .*1 to 16384"),
-    "weight-too-long": ({"weight": torch.zeros(16385)}, ValueError, "weight has 16385 elements"),
+    "weight-empty": ({"weight": torch.zeros(0)}, ValueError, r"weight has shape \[0\]; .*\[8\]"),
+    "residual-too-wide": (
+        {"residual": torch.zeros(3, 16385)},
+        ValueError,
+        "residual has rows of 16385; they must have 1 to 16384",
+    ),
     "residual-no-tensor": ({"residual": 0}, TypeError, "residual is a int; .*torch.Tensor"),
-    "residual-0d": ({"residual": torch.zeros(())}, ValueError, r"residual has shape \[\]; .*\[8\]"),
+    "residual-0d": (
+        {"residual": torch.zeros(())},
+        ValueError,
+        r"residual has shape \[\]; .*\[hidden\]",
+    ),
     "residual-narrow": (
         {"residual": torch.zeros(3, 7)},
         ValueError,
-        r"residual has shape \[3, 7\]; it must be \[3, 8\]",
+        r"weight has shape \[8\]; it must be \[7\]",
     ),
-    "residual-float16": ({"residual": torch.zeros(3, 8, dtype=F16)}, TypeError, "residual is tor"),
+    "residual-float16": (
+        {"residual": torch.zeros(3, 8, dtype=F16)},
+        TypeError,
+        "weight is torch.float32; it must be float16",
+    ),
     "update-list": ({"update": [0]}, TypeError, "update is a list; .*torch.Tensor or PartialSums"),
     "update-of-other-rows": (
         {"update": torch.zeros(2, 8)},
@@ -861,12 +873,12 @@ ROPE_ERRORS = {
     "float8-without-scale": (
         F8_CACHES | {"v_scale": None},
         ValueError,
-        "v_scale is None; a float8 k_cache needs k_scale and v_scale",
+        "v_scale is None; a cache in torch.float8_e4m3fn needs it",
     ),
     "scale-without-float8": (
         {"k_scale": torch.ones(2)},
         ValueError,
-        "k_scale is given; k_cache is torch.float32, which has no scale",
+        "k_scale is given; a cache in torch.float32 has no scales",
     ),
     "scale-a-query-head": (
         F8_CACHES | {"k_scale": torch.ones(4)},

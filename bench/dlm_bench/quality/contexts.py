@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dlm_core import KVCache, KVScales, Model
-from dlm_kernels.block_attention import CACHE_DTYPE
+from dlm_kernels.cache_layout import CACHE_DTYPE
 from dlm_kernels.validate import MAX_BLOCK
 
 

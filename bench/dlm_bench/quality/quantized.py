@@ -8,7 +8,6 @@ seed.
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,12 +27,10 @@ from dlm_core import (
     calibrated_kv_scales,
     load_model,
 )
-from dlm_core.generate_command import tokenizer_of
 from dlm_core.quantization import KINDS, linears_of
 from dlm_core.tasks import Example
 from dlm_core.whole_file import write_whole
-from dlm_kernels.backend import backend_for
-from dlm_roofline.records import check_writable, read
+from dlm_roofline.records import read
 
 from ..tables import replace_between
 from .contexts import after_contexts, batches, padded
@@ -48,7 +45,7 @@ from .grid import (
 )
 from .perplexity import Passage
 from .records import SCHEMA, QualityRecord, Result
-from .run import begin, progress_shown, resumed
+from .run import begin, opened, progress_shown, resumed
 from .scores import Score, exact_tasks, score
 from .statistics import Estimate
 
@@ -349,21 +346,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device is cuda, and torch sees no CUDA device; it must be cpu here")
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    triton = backend_for(torch.empty(0, device=device)) == "triton"
-    if triton and os.environ.get("TRITON_INTERPRET") == "1":
-        raise ValueError("TRITON_INTERPRET is 1; unset it: the interpreter would take days")
-    check_writable(arguments.out)
-    tokenizer = tokenizer_of(arguments.folder)
-    if tokenizer is None:
-        raise ValueError(
-            f"{arguments.folder / 'tokenizer.json'} is missing; quality needs a checkpoint with a"
-            " tokenizer"
-        )
-    # A CPU computes in float32 faster than in the bfloat16 that checkpoints are stored in.
-    options = {"device": device, "dtype": torch.float32 if device.type == "cpu" else None}
+    tokenizer, options = opened(arguments)
     plain = load_model(arguments.folder, **options)
     per_task = QUICK_PER_TASK if arguments.quick else PER_TASK
     examples = sample(per_task, SEED)

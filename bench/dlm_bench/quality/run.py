@@ -277,7 +277,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _run(arguments: argparse.Namespace, argv: list[str] | None) -> int:
+def opened(arguments: argparse.Namespace) -> "tuple[Tokenizer, dict[str, object]]":
+    """The tokenizer of the folder asked for, and device and dtype to load its model with.
+
+    ValueError or OSError says what of --device, --out or the folder does not do.
+    """
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device is cuda, and torch sees no CUDA device; it must be cpu here")
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -293,7 +297,12 @@ def _run(arguments: argparse.Namespace, argv: list[str] | None) -> int:
         )
     # A CPU computes in float32 faster than in the bfloat16 that checkpoints are stored in.
     dtype = torch.float32 if device.type == "cpu" else None
-    model = load_model(arguments.folder, device=device, dtype=dtype)
+    return tokenizer, {"device": device, "dtype": dtype}
+
+
+def _run(arguments: argparse.Namespace, argv: list[str] | None) -> int:
+    tokenizer, options = opened(arguments)
+    model = load_model(arguments.folder, **options)
     make = grid.quick if arguments.quick else grid.standard
     wanted = make(model.config.block_size, has_lora=model.has_draft_lora)
     examples = sample(wanted.per_task, grid.SEED)

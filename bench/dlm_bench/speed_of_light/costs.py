@@ -1,7 +1,8 @@
 """Compulsory costs of what the rows measure: a step's floor is the sum over these stages."""
 
 from dlm_core import ModelConfig
-from dlm_kernels import Cost, block_attention_cost, lm_head_confidence_cost
+from dlm_kernels import Cost, block_attention_cost
+from dlm_kernels.quantized_weight import GROUP
 from dlm_roofline.step_cost import (
     ATTENTION,
     PROJECTIONS,
@@ -9,8 +10,6 @@ from dlm_roofline.step_cost import (
     linear_shapes,
     step_cost,
 )
-
-INT4_GROUP = 128  # weights that share a scale
 
 
 def forward_costs(
@@ -72,28 +71,6 @@ def quadratic_cycle_costs(
 def quantized_bytes(n_in: int, n_out: int, kind: str) -> int:
     """Bytes of a weight [n_out, n_in] and its scales."""
     if kind == "int4":
-        groups = -(-n_in // INT4_GROUP)
-        return n_out * groups * (INT4_GROUP // 2 + 4)
+        groups = -(-n_in // GROUP)
+        return n_out * groups * (GROUP // 2 + 4)
     return n_out * (n_in + 4)
-
-
-def attention_cost(
-    config: ModelConfig, batch: int, context: int, *, itemsize: int, cache_itemsize: int
-) -> Cost:
-    """One layer's attention over a cache of other elements than the queries."""
-    cost = block_attention_cost(
-        batch,
-        config.block_size,
-        context,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        config.head_dim,
-        itemsize=itemsize,
-    )
-    cached = 2.0 * batch * context * config.num_key_value_heads * config.head_dim
-    return cost + Cost(0, (cache_itemsize - itemsize) * cached)
-
-
-def head_cost(config: ModelConfig, rows: int, *, itemsize: int) -> Cost:
-    """The LM head and the statistics of its logits, which no memory sees."""
-    return lm_head_confidence_cost(rows, config.hidden_size, config.vocab_size, itemsize=itemsize)

@@ -6,13 +6,17 @@ from functools import partial
 
 import torch
 
-from dlm_kernels import Cost, block_attention_cost, confidence_cost, remask_scatter_cost
+from dlm_kernels import (
+    Cost,
+    block_attention_cost,
+    confidence_cost,
+    lm_head_confidence_cost,
+    remask_scatter_cost,
+)
 
 from . import ops, steps
 from .costs import (
-    attention_cost,
     forward_costs,
-    head_cost,
     linear_cycle_costs,
     quadratic_cycle_costs,
 )
@@ -138,7 +142,7 @@ def rows_of(sizes: Sizes) -> list[Row]:
             f"LM head + confidence, {rows} row{'s' * (rows > 1)}",
             "<= 1.05x torch's product alone",
             [Check("over the product alone", "at most", 1.05)],
-            [head_cost(config, rows, itemsize=size)],
+            [lm_head_confidence_cost(rows, config.hidden_size, vocab, itemsize=size)],
             8,
             partial(ops.measure_head, rows=rows),
         )
@@ -187,7 +191,10 @@ def rows_of(sizes: Sizes) -> list[Row]:
             partial(steps.measure_quantized_step, weights=weights),
         )
     for batch in (sizes.many, 1):
-        cost = attention_cost(config, batch, sizes.fp8_context, itemsize=size, cache_itemsize=1)
+        heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        cost = block_attention_cost(
+            batch, block, sizes.fp8_context, *heads, itemsize=size, cache_itemsize=1
+        )
         add(
             f"block_attention, fp8 cache, batch {batch}, context {sizes.fp8_context}",
             ">= 1.7x faster than a 16-bit cache (bench/NOTES.md: out of reach at its floor)",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dlm_core import Model
 from dlm_core.decoding.runner import Runner
-from dlm_core.decoding.self_speculation import _linear_work, _quadratic_work
+from dlm_core.decoding.self_speculation import linear_cycle, quadratic_cycle
 from dlm_kernels import raise_on_error
 
 from ..steps import StepBench
@@ -38,7 +38,7 @@ def measure_linear_cycle(on: UnderTest) -> Measured:
     shape = (config.block_size, False, True)
 
     def run(runner: Runner) -> tuple[Tensor, ...]:
-        return _linear_work(runner, shape, cache, seed, cycle)
+        return linear_cycle(runner, shape, cache, seed, cycle)
 
     timings = _timed_cycles(on, on.model, run)
     rate = PUBLISHED_ACCEPTANCE / timings["fast"].median
@@ -53,7 +53,7 @@ def measure_quadratic_cycle(on: UnderTest, k: int) -> Measured:
     drafted = seed.expand(1, k - 1).contiguous()
 
     def run(runner: Runner) -> tuple[Tensor, ...]:
-        return _quadratic_work(runner, (k, True), cache, seed, cycle, drafted)
+        return quadratic_cycle(runner, (k, True), cache, seed, cycle, drafted)
 
     timings = _timed_cycles(on, on.model, run)
     return Measured(timings, [], {"rows": float(k * (k + 1))})
