@@ -14,7 +14,7 @@ run = $(VENV)/bin/python
 needs = $(VENV)/.installed-$(1)
 endif
 
-.PHONY: help setup test gpu-check lint bench gpu-bench train quality quantized roofline readme clean
+.PHONY: help setup test gpu-check lint bench gpu-bench train quality quantized roofline report readme clean
 
 help: ## List these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,7 +37,7 @@ lint: $(call needs,lint) ## Check style and formatting with ruff
 	$(run) -m ruff check .
 	$(run) -m ruff format --check .
 
-bench: $(call needs,bench) ## Measure ceilings, ops and denoising steps on this machine's device, into out/
+bench: $(call needs,bench) ## Measure ceilings, ops and forwards on this machine's device, into out/
 	@$(run) -m dlm_core.cli bench $(ARGS)
 
 gpu-bench: $(call needs,bench) ## Hold a GPU's times to their targets, into out/; goes on where it was cut short
@@ -52,8 +52,11 @@ quality: $(call needs,bench) ## Measure quality beside speed over modes, rules a
 quantized: $(call needs,bench) ## Measure what weights and caches in few bits cost in answers, into out/quality/
 	@$(run) -m dlm_bench.quality.quantized $(ARGS)
 
-roofline: $(call needs,bench) ## Redraw the pictures from records alone
+roofline: $(call needs,bench) ## Draw the pictures of a record, and hold predictions to what was measured
 	@$(run) -m dlm_core.cli roofline $(ARGS)
+
+report: $(call needs,bench) ## Write records, pictures and a block being denoised as one HTML file
+	@$(run) -m dlm_core.cli report $(ARGS)
 
 readme: $(call needs,bench) ## Rewrite README's tables from the records in bench/results/
 	@$(run) -m dlm_bench.tables

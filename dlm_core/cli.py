@@ -56,10 +56,18 @@ def _run(argv: list[str]) -> int:
         from .training import run
 
         return run.main(argv[1:])
+    if argv[:2] == ["roofline", "advise"]:
+        from dlm_roofline.advise import command
+
+        return command.main(argv[2:])
     if argv[:1] == ["roofline"]:
         from dlm_roofline import plots
 
         return plots.main(argv[1:])
+    if argv[:1] == ["report"]:
+        from dlm_bench.report import run
+
+        return run.main(argv[1:])
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
@@ -77,7 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("gpu-bench", help="hold a GPU's times to the targets", add_help=False)
     commands.add_parser("train", help="train the small model, or one of yours", add_help=False)
     commands.add_parser("quality", help="measure quality beside speed", add_help=False)
-    commands.add_parser("roofline", help="redraw the pictures from records", add_help=False)
+    commands.add_parser(
+        "roofline", help="draw the pictures of records; advise: what to run", add_help=False
+    )
+    commands.add_parser("report", help="records and pictures as one HTML file", add_help=False)
 
     command = commands.add_parser("info", help="versions, devices, and the size of a model")
     command.set_defaults(run=_info, parser=command)

@@ -194,7 +194,7 @@ def _compiled(fn: Callable, device: torch.device) -> Callable | str:
     return torch.compile(fn, fullgraph=True, dynamic=False)
 
 
-# --- a whole denoising step
+# --- whole forwards
 
 
 def norm(module: RMSNorm, x: Tensor) -> Tensor:
@@ -218,20 +218,27 @@ def plain_layer(
     return x + F.linear(F.silu(gate) * up, mlp.down_proj.weight)
 
 
-def plain_step(
-    model: Model, cache: KVCache, context: int, tokens: Tensor, *, threshold: float
-) -> tuple[Tensor, Tensor]:
-    """`denoise_step` on `softmax_gather`, `where_scatter` and SDPA with concatenation.
+def plain_logits(model: Model, cache: KVCache, context: int, tokens: Tensor) -> Tensor:
+    """Logits [batch, M, V] of tokens that all see each other, on SDPA with concatenation.
 
-    context: the length of every request's context. Returns the tokens after the step [batch, block]
-    and done [batch].
+    context: the length of every request's context.
     """
     positions = cache.lengths[:, None].long() + torch.arange(tokens.shape[1], device=tokens.device)
     rotations = model.rotary(positions)
     x = model.encoder.embed_tokens(tokens)
     for layer, keys, values in zip(model.encoder.layers, cache.keys, cache.values, strict=True):
         x = plain_layer(layer, x, rotations, keys[:, :context], values[:, :context])
-    logits = F.linear(norm(model.encoder.norm, x), model.diffusion_head.weight)
+    return F.linear(norm(model.encoder.norm, x), model.diffusion_head.weight)
+
+
+def plain_step(
+    model: Model, cache: KVCache, context: int, tokens: Tensor, *, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """`denoise_step` on `plain_logits`, `softmax_gather` and `where_scatter`.
+
+    Returns the tokens after the step [batch, block] and done [batch].
+    """
+    logits = plain_logits(model, cache, context, tokens)
     candidate, confidence = softmax_gather(logits.flatten(0, 1))
     return where_scatter(
         tokens,

@@ -1,4 +1,4 @@
-"""`dlm bench`: measure ceilings, ops and whole steps; print tables; leave record and pictures."""
+"""`dlm bench`: measure ceilings, ops and forwards; print tables; leave record and pictures."""
 
 import argparse
 import json
@@ -18,60 +18,81 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from triton.errors import TritonError
 
-from dlm_core import PRESETS, Model, ModelConfig, load_model, random_model
+from dlm_kernels import Cost
 from dlm_kernels.backend import backend_for
 from dlm_roofline.ceilings import RUNS, free_memory, measure_ceilings
+from dlm_roofline.forward import DENOISE, STEP_NAMES, Forward
+from dlm_roofline.memory import peak_memory
+from dlm_roofline.model_check import model_check
+from dlm_roofline.op_rates import OpRate, middle
 from dlm_roofline.plots import draw
 from dlm_roofline.records import SCHEMA, Peer, Record, Row, Skipped, Timing, check_writable, save
-from dlm_roofline.step_cost import DECODING_STEP, DENOISING_STEP, step_cost, total
+from dlm_roofline.step_cost import step_cost, total
 
 from .cases import TOLERANCE, Case, difference, op_cases
 from .machine import check_triton, clocks, commit, describe_device, versions
+from .op_rates import op_rates
 from .peers import Runner
-from .steps import CONTEXT, HOST_MODEL, STEPS, StepBench
+from .plan import Planned
+from .stages import stages_of
+from .steps import StepBench, name_of, written_by
+from .subjects import MOST_MEMORY, Source, Subject, subjects_of
 from .tables import print_tables
-from .timing import Stopwatch
+from .timing import LONG_RUNS, Stopwatch
 from .tuning.run import BUDGET, tune
 
 # Seconds after which no further row is begun: of ops, so that steps get their share, and of all.
-OPS_UNTIL = {"cpu": 120, "cuda": 320}
-ALL_UNTIL = {"cpu": 210, "cuda": 460}
+OPS_UNTIL = {"cpu": 110, "cuda": 240}
+ALL_UNTIL = {"cpu": 340, "cuda": 500}
 
 # Slowest floor of a case still worth starting: plain torch can take many times the roof's time.
 LONGEST_FLOOR = 0.25
 
+# How many times its floor a forward is taken to need, until one of its kind has been measured.
+SLOWER = 2.0
+
+# Seconds to spend on one timing of an op's rates.
+RATE_BUDGET = 0.1
+
 # Load a core before the run, of others' work, from which a host's times say little.
 BUSY = 0.5
-
-# Share of the free memory that a case or the weights of a model may take.
-MOST_MEMORY = 0.8
 
 # What may stop one case without stopping the bench: torch out of memory, a device error, a kernel
 # that does not compile.
 FAULTS = (RuntimeError, TritonError)
 
-# Models of random weights to time steps of on a GPU: the first there is memory for.
-GPU_MODELS = {f"{name}, random weights": PRESETS[name.lower()] for name in ("8B", "3B", "tiny")}
+# The peer of stages and forwards.
+PLAIN = "plain torch"
 
-GOLDEN = Path(__file__).parents[2] / "tests" / "golden" / "tiny-a"
-
-Candidates = list[tuple[str, Callable[[], Model]]]  # names of models, and how to make each
+Call = Callable[[], object]
 
 
 class Bench:
     """One run under way: what is measured goes into the record at once, and the record to disk."""
 
     def __init__(
-        self, record: Record, out: Path, device: torch.device, *, quick: bool, progress: Progress
+        self,
+        record: Record,
+        out: Path,
+        device: torch.device,
+        subjects: list[Subject],
+        *,
+        quick: bool,
+        progress: Progress,
     ) -> None:
-        self.record, self.out, self.device, self.quick = record, out, device, quick
+        self.record, self.out, self.device = record, out, device
+        self.cases = op_cases(device.type, quick=quick)
         self.stopwatch = Stopwatch(device, budget=0.05 if quick else 0.5)
         self.began = time.monotonic()
+        # How many times its floor a forward takes, by the last one measured of a model and kind.
+        self._slower: dict[tuple[str, str], float] = {}
+        self._rates: dict[str, list[OpRate]] = {}
+        self._row, self._rows = 0, len(self.cases) + sum(each.rows for each in subjects)
         self._progress = progress
         self._task = progress.add_task("", total=None)
 
     def ops(self) -> None:
-        for case in op_cases(self.device.type, quick=self.quick):
+        for i, case in enumerate(self.cases):
             title = f"{case.name} {_sizes(case.shape)}"
             self._show(title)
             try:
@@ -82,33 +103,50 @@ class Bench:
                 reason = reason_of(error)
             if reason:
                 self._skip(title, reason)
+            self._done_up_to(i + 1)
 
-    def steps(self, candidates: Candidates) -> None:
-        """Steps of the first model that can be made."""
-        for name, make in candidates:
-            self._show(f"making {name}")
+    def rates(self) -> None:
+        """What our ops reach at shapes of no model, which predictions of forwards rest on.
+
+        Measured several times over a run, of which the medians count.
+        """
+        self.stopwatch.budget = RATE_BUDGET
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        for name, measure in op_rates(self.device, dtype, self._clock()).items():
+            self._show(f"rate of {name}")
             try:
-                model = make()
+                self._rates.setdefault(name, []).append(measure())
+                self.record.ceilings.ops[name] = middle(self._rates[name])
             except FAULTS as error:
-                self._skip(f"steps of {name}", reason_of(error))
+                self._skip(f"rate of {name}", reason_of(error))
+
+    def steps(self, subject: Subject) -> None:
+        """Forwards of the first candidate that can be made."""
+        self.stopwatch.budget = subject.budget
+        for source in subject.candidates:
+            self._show(f"making {source.name}")
+            try:
+                source.model()
+            except FAULTS as error:
+                self._skip(f"steps of {source.name}", reason_of(error))
                 continue
-            self._steps_of(name, model)
+            self._steps_of(source, subject.planned(source))
             return
 
-    def _steps_of(self, name: str, model: Model) -> None:
-        self.record.models[name] = model.config
-        room = model.config.max_position_embeddings
-        for batch, block in STEPS[self.device.type][: 1 if self.quick else None]:
-            context = min(CONTEXT[self.device.type], room - block - 1)
-            shape = {"batch": batch, "block": block, "context": context}
-            title = f"step of {name} {_sizes(shape)}"
-            if self._elapsed() > ALL_UNTIL[self.device.type]:
-                self._skip(title, "out of time")
-                continue
+    def _steps_of(self, source: Source, planned: list[Planned]) -> None:
+        self.record.models[source.name] = source.config
+        for each in planned:
+            title = f"{source.name}: {_named(each.forward)}"
+            end = self._row + each.rows(source.config)
+            reason = self._reason_to_skip_forward(source, each)
             try:
-                self._step(name, model, shape)
-            except FAULTS as error:
-                self._skip(title, reason_of(error))
+                if reason is None:
+                    self._forward(source, each)
+            except (*FAULTS, ValueError, TypeError) as error:  # the last two: not on this device
+                reason = reason_of(error)
+            if reason:
+                self._skip(title, reason)
+            self._done_up_to(end)
 
     def _op(self, case: Case) -> None:
         work = case.build(self.device)
@@ -119,62 +157,37 @@ class Bench:
             timed_peer(self.stopwatch.time, name, runner, work.view, ours, TOLERANCE[case.dtype])
             for name, runner in work.peers.items()
         ]
-        dtype = str(case.dtype).removeprefix("torch.")
-        cost = case.cost
-        self._add(
-            Row(
-                "op",
-                case.name,
-                None,
-                case.shape,
-                dtype,
-                cost.flops,
-                cost.bytes,
-                timing,
-                peers,
-                cost.exps,
-            )
-        )
+        dtype, cost = name_of(case.dtype), case.cost
+        amounts = (cost.flops, cost.bytes, cost.exps)
+        self._add(Row("op", case.name, None, None, case.shape, dtype, *amounts, timing, peers))
 
-    def _step(self, name: str, model: Model, shape: dict[str, int]) -> None:
-        bench = StepBench(model, **shape)
-        dtype = str(model.dtype).removeprefix("torch.")
-        clock = self._clock()
-        costs = step_cost(model.config, **shape, itemsize=model.dtype.itemsize)
-        for stage, (run, peer) in bench.stages().items():
-            self._show(f"{name} {_sizes(shape)}: {stage}")
-            cost = costs[stage]
+    def _forward(self, source: Source, planned: Planned) -> None:
+        forward, clock = planned.forward, self._clock()
+        bench = StepBench(source.model(forward.weights), forward)
+        costs = step_cost(source.config, forward)
+
+        def timed(name: str, cost: Cost, run: Call, peers: dict[str, Call]) -> Row:
+            self._show(f"{source.name}: {_named(forward)}: {name}")
             timing = clock(run, reset=bench.reset)
-            peers = [] if peer is None else [_step_peer("plain torch", partial(clock, peer))]
-            self._add(
-                Row("stage", stage, name, shape, dtype, cost.flops, cost.bytes, timing, peers)
-            )
+            others = [
+                _step_peer(peer, partial(clock, each, reset=bench.reset))
+                for peer, each in peers.items()
+            ]
+            bench.check()
+            return self._add(Row.of_stage(name, source.name, forward, cost, timing, peers=others))
 
-        self._show(f"{name} {_sizes(shape)}: whole step")
-        cost = total(costs)
-        timing = clock(bench.step, reset=bench.reset)
-        fast = partial(clock, partial(bench.step, "fast"), reset=bench.reset)
-        peers = [
-            _step_peer("plain torch", lambda: clock(bench.peer)),
-            _step_peer("ours, fast numerics", fast),  # below 1: what invariance costs
-        ]
-        if timing.graph:
+        if planned.stages:
+            for stage, (run, peer) in stages_of(bench).items():
+                peers = {PLAIN: peer} if planned.peers and peer else {}
+                timed(stage, costs[stage], run, peers)
+        peers = {PLAIN: bench.peer} if planned.stages and bench.has_peer else {}
+        if planned.peers:  # below 1: what invariance costs
+            peers["ours, fast numerics"] = partial(bench.step, "fast")
+        row = timed(STEP_NAMES[forward.kind], total(costs), bench.step, peers)
+        if planned.peers and row.timing.graph:
             eager = partial(self.stopwatch.time, bench.step, reset=bench.reset)
-            peers.append(_step_peer("ours, launched eagerly", eager))
-        self._add(
-            Row("step", DENOISING_STEP, name, shape, dtype, cost.flops, cost.bytes, timing, peers)
-        )
-        if shape["block"] == model.config.block_size:
-            self._show(f"{name} {_sizes(shape)}: AR decoding")
-            shape = shape | {"block": 1}
-            cost = total(
-                step_cost(model.config, **shape, itemsize=model.dtype.itemsize, causal=True)
-            )
-            timing = clock(bench.decode, reset=bench.reset)
-            self._add(
-                Row("step", DECODING_STEP, name, shape, dtype, cost.flops, cost.bytes, timing)
-            )
-        bench.check()
+            row.peers.append(_step_peer("ours, launched eagerly", eager))
+        self._slower[source.name, forward.kind] = row.timing.median / self.record.floor(row)
 
     def _clock(self) -> Callable[..., Timing]:
         """How stages and steps are timed: on a GPU without the host's launches."""
@@ -183,24 +196,47 @@ class Bench:
     def _reason_to_skip(self, case: Case) -> str | None:
         if self._elapsed() > OPS_UNTIL[self.device.type]:
             return "out of time"
-        free = free_memory(self.device)
-        if case.memory > MOST_MEMORY * free:
-            return f"needs about {case.memory / 1e9:.1f} GB, {free / 1e9:.1f} are free"
-        roof = self.record.roof(str(case.dtype).removeprefix("torch."))
-        if (floor := roof.seconds(case.cost)) > LONGEST_FLOOR:
+        if reason := self._no_room_for(case.memory):
+            return reason
+        if (floor := self.record.roof(name_of(case.dtype)).seconds(case.cost)) > LONGEST_FLOOR:
             return f"predicted to take {floor:.1f} s at the very least"
         return None
 
-    def _add(self, row: Row) -> None:
+    def _reason_to_skip_forward(self, source: Source, planned: Planned) -> str | None:
+        forward, left = planned.forward, ALL_UNTIL[self.device.type] - self._elapsed()
+        floor = self.record.roof(forward.dtype).step_seconds(step_cost(source.config, forward))
+        runs = (2 if planned.stages else 1) * (1 + LONG_RUNS)
+        needed = runs * floor * self._slower.get((source.name, forward.kind), SLOWER)
+        if left < needed:
+            return f"out of time: takes about {needed:.1f} s, and {max(left, 0):.1f} s are left"
+        cached = forward.context + written_by(forward)
+        peak = peak_memory(source.config, forward, cached, backend=self.record.backend)
+        return self._no_room_for(peak.total - peak.weights)
+
+    def _no_room_for(self, needed: float) -> str | None:
+        free = free_memory(self.device)
+        if needed > MOST_MEMORY * free:
+            return f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free"
+        return None
+
+    def _add(self, row: Row) -> Row:
         self.record.rows.append(row)
+        self._row += 1
+        return row
+
+    def _done_up_to(self, row: int) -> None:
+        """Rows up to this one were measured or skipped; what is there goes to disk."""
+        self._row = row
         save(self.record, self.out)
 
     def _skip(self, what: str, why: str) -> None:
         self.record.skipped.append(Skipped(what, why))
-        self._progress.console.print(f"skipped {what}: {why}", highlight=False)
+        if not why.startswith("out of time"):  # of these the tables list what may be many
+            self._progress.console.print(f"skipped {what}: {why}", highlight=False)
 
     def _show(self, what: str) -> None:
-        self._progress.update(self._task, description=what)
+        words = f"row {self._row + 1} of {self._rows}: {what}"
+        self._progress.update(self._task, description=words)
 
     def _elapsed(self) -> float:
         return time.monotonic() - self.began
@@ -228,30 +264,34 @@ def _run(arguments: argparse.Namespace, argv: list[str] | None) -> int:
         check_triton(device)
     if warning := busy_host(device):
         print(f"dlm bench: {warning}", file=sys.stderr)
-    models = _models(arguments, device)
+    subjects = subjects_of(arguments.folder, device, quick=arguments.quick)
     console = Console() if sys.stdout.isatty() else Console(width=150)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         ceilings_task = progress.add_task("ceilings of the device", total=None)
         record = _begin(device, arguments, argv)
         progress.remove_task(ceilings_task)
-        bench = Bench(record, arguments.out, device, quick=arguments.quick, progress=progress)
+        bench = Bench(
+            record, arguments.out, device, subjects, quick=arguments.quick, progress=progress
+        )
         save(record, arguments.out)
         try:
             bench.ops()
-            for candidates in models:
-                bench.steps(candidates)
+            bench.rates()
+            for subject in subjects:
+                bench.steps(subject)
+                bench.rates()
         except KeyboardInterrupt:
             progress.console.print("interrupted: what was measured so far is kept")
         else:
             record = replace(record, complete=True)
     path = save(record, arguments.out)
+    print_tables(record, console)
     try:
         pictures = draw(record, path)
     except ModuleNotFoundError as error:
         pictures = []
         console.print(f"no pictures ({error}); `dlm roofline {path}` draws them where it is there")
-    print_tables(record, console)
     for written in (path, *pictures):
         console.print(f"wrote {written}", highlight=False, soft_wrap=True)
     print(json.dumps(_closing(record, path)))
@@ -295,7 +335,7 @@ def _begin(device: torch.device, arguments: argparse.Namespace, argv: list[str] 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="dlm bench", description="Measure ceilings, ops and denoising steps on one device."
+        prog="dlm bench", description="Measure ceilings, ops and forwards of models on one device."
     )
     parser.add_argument("folder", nargs="?", type=Path, help="checkpoint whose steps are timed")
     parser.add_argument("--out", type=Path, default=Path("out"), help="for record and pictures")
@@ -327,38 +367,6 @@ def _device(wanted: str | None) -> torch.device:
         raise ValueError("--device is cuda, and torch sees no CUDA device; it must be cpu here")
     kind = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
-
-
-def _models(arguments: argparse.Namespace, device: torch.device) -> list[Candidates]:
-    """The models to time, each made when its turn comes, and what stands in where it cannot be."""
-    on_host = device.type == "cpu"
-    dtype = torch.float32 if on_host else torch.bfloat16
-    models: list[Candidates] = []
-    folder = arguments.folder or (GOLDEN if on_host and GOLDEN.exists() else None)
-    if folder:
-        _check_fits(folder, device, dtype)
-        loaded = load_model(folder, device=device, dtype=dtype)
-        models.append([(folder.resolve().name, lambda: loaded)])
-    if arguments.quick:
-        configs = {"tiny, random weights": PRESETS["tiny"]}
-    else:
-        configs = {"188M, random weights": HOST_MODEL} if on_host else GPU_MODELS
-    if on_host or not folder:
-        make = partial(random_model, device=device, dtype=dtype)
-        models.append([(name, partial(make, each)) for name, each in configs.items()])
-    return models
-
-
-def _check_fits(folder: Path, device: torch.device, dtype: torch.dtype) -> None:
-    """A ValueError if the weights of a checkpoint would not fit into the memory that is free."""
-    model = Model(ModelConfig.from_json(folder / "config.json"), device="meta", dtype=dtype)
-    needed = dtype.itemsize * sum(weight.numel() for weight in model.parameters())
-    free = free_memory(device)
-    if needed > MOST_MEMORY * free:
-        raise ValueError(
-            f"{folder} holds {needed / 1e9:.1f} GB of weights in {dtype}; they must fit into"
-            f" {MOST_MEMORY:.0%} of the {free / 1e9:.1f} GB that are free on {device}"
-        )
 
 
 def _step_peer(name: str, time_it: Callable[[], Timing]) -> Peer:
@@ -401,10 +409,23 @@ def _sizes(shape: dict[str, int]) -> str:
     return ", ".join(f"{name} {size}" for name, size in shape.items())
 
 
+def _named(forward: Forward) -> str:
+    """A forward in words."""
+    sizes = {"batch": forward.batch, "block": forward.block, "context": forward.context}
+    name = f"{STEP_NAMES[forward.kind]}, {_sizes(sizes)}"
+    name += f", {forward.weights} weights" if forward.weights else ""
+    return name + (", float8 cache" if forward.float8_cache else "")
+
+
 def _closing(record: Record, path: Path) -> dict[str, object]:
     """The run in one line for programs: ceilings, and the last model's steps."""
-    steps = [row for row in record.rows if row.name == DENOISING_STEP]
-    last = [row for row in steps if row.model == steps[-1].model]
+    last = [
+        row
+        for row in record.rows
+        if row.name == STEP_NAMES[DENOISE]
+        and row.model == list(record.models)[-1]
+        and record.stages_of(row)
+    ]
     return {
         "record": str(path),
         "complete": record.complete,
@@ -413,18 +434,29 @@ def _closing(record: Record, path: Path) -> dict[str, object]:
         "backend": record.backend,
         "read_GB_s": round(record.ceilings.read.best / 1e9, 1),
         "matmul_TFLOP_s": {k: round(v.best / 1e12, 3) for k, v in record.ceilings.matmul.items()},
+        "model_error": _model_error(record),
         "steps": [
             {
                 "model": row.model,
-                **row.shape,
+                **row.sizes,
                 "ms": round(row.timing.median * 1e3, 3),
                 "percent_of_roof": round(100 * record.floor(row) / row.timing.median, 1),
-                "ratio_to_plain_torch": _ratio(row, row.peers[0]),
+                "ratio_to_plain_torch": _ratio(row),
             }
             for row in last
         ],
     }
 
 
-def _ratio(row: Row, peer: Peer) -> float | None:
-    return round(peer.timing.median / row.timing.median, 3) if peer.timing else None
+def _model_error(record: Record) -> dict[str, float | bool | None]:
+    """How far predictions are from what was measured."""
+    check = model_check(record)
+    figures = {"median": check.median, "worst": check.worst}
+    return {name: each and round(each, 3) for name, each in figures.items()} | {
+        "holds": check.holds
+    }
+
+
+def _ratio(row: Row) -> float | None:
+    peer = next((each for each in row.peers if each.name == PLAIN and each.timing), None)
+    return round(peer.timing.median / row.timing.median, 3) if peer else None

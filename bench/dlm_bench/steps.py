@@ -1,205 +1,153 @@
-"""A whole denoising step of a model, and each of its stages alone, through the model's own modules.
+"""One forward of any kind, whole, run by what decoding runs: ready to be timed again and again.
 
-A stage runs over all layers, so that weights and context come from memory as they do in a step.
+Keys, values, hidden states and logits are random numbers of order one, so that no arithmetic is on
+denormal numbers, for which a CPU takes many times as long.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dlm_core import PRESETS, KVCache, Model
+from dlm_core import KVCache, Model
 from dlm_core.decoding.denoise import Needs, denoise_step
 from dlm_core.decoding.prefill import extend
 from dlm_core.decoding.runner import Runner
 from dlm_core.decoding.sampling import Sampling, SamplingTable
-from dlm_kernels import (
-    BlockState,
-    Confidence,
-    Rule,
-    RuleTable,
-    block_attention,
-    raise_on_error,
-    remask_scatter,
-    rope_kv_write,
-)
-from dlm_roofline.step_cost import ATTENTION, EMBEDDING, HEAD, PROJECTIONS, REMASK
+from dlm_core.decoding.self_speculation import quadratic_cycle
+from dlm_kernels import BlockState, Rule, RuleTable, raise_on_error
+from dlm_kernels.cache_layout import CACHE_DTYPE
+from dlm_roofline.forward import DECODE, DENOISE, DRAFT, QUADRATIC, VERIFY, Forward
 
 from .cases import THRESHOLD, restore
-from .peers import norm, plain_step, sdpa, softmax_gather, where_scatter
-
-# The published shape made small enough for 2 cores: 188 M parameters, the same vocabulary, block
-# and query heads a KV head.
-HOST_MODEL = replace(
-    PRESETS["8b"],
-    hidden_size=512,
-    intermediate_size=1792,
-    num_hidden_layers=16,
-    num_attention_heads=8,
-    num_key_value_heads=2,
-    head_dim=64,
-    torch_dtype="float32",
-)
-
-# Batch, block of the steps. Each device's steps lie on both sides of its ridge. The first is the
-# step that a bench cut short should have.
-STEPS = {
-    "cuda": [(b, 32) for b in (1, 64, 8, 4, 16, 2, 32)],
-    "cpu": [(1, 32), (4, 32), (1, 4), (8, 32)],
-}
-CONTEXT = {"cuda": 1024, "cpu": 512}
+from .peers import plain_logits, plain_step
 
 
 class StepBench:
-    """One denoising step of `batch` blocks behind a random context, ready to run and run again.
+    """A forward of a model behind a random context.
 
-    Every position but the first of each block is a mask, so that each row of logits counts.
+    Blocks that are denoised or drafted are masks but for their first token, so that each row of
+    logits counts; what is decoded or verified are random tokens.
+
+    Raises:
+        ValueError: the forward's dtype, weights or shards are not the model's, or its context and
+            block do not fit into the model's positions.
     """
 
-    def __init__(self, model: Model, batch: int, block: int, context: int) -> None:
-        self.model, self.context, self.block = model, context, block
-        config, device, dtype = model.config, model.device, model.dtype
-        self.cache = KVCache(config, batch, context + 1, device=device, dtype=dtype)
-        for tensor in (*self.cache.keys, *self.cache.values):
-            tensor.normal_()
-        self.cache.advance(context)
+    def __init__(self, model: Model, forward: Forward) -> None:
+        held = (name_of(model.dtype), model.quantization, 1)
+        if (forward.dtype, forward.weights, forward.shards) != held:
+            raise ValueError(
+                f"forward has dtype, weights and shards {forward.dtype}, {forward.weights},"
+                f" {forward.shards}; the model has {', '.join(map(str, held))}"
+            )
+        self.model, self.forward, self.runner = model, forward, Runner.of(model)
+        self.cache = random_cache(model, forward)
 
-        tokens = torch.full((batch, block), config.mask_token_id, dtype=torch.int32, device=device)
-        tokens[:, 0] = config.bos_token_id
-        self.state = BlockState.start(tokens, config.mask_token_id)
-        self._start = [each.clone() for each in self.state]
-        self.runner = Runner.of(model)
-        rule, sampling = Rule(threshold=THRESHOLD), Sampling()
-        self.rules = RuleTable.pack([rule] * batch, device)
-        self.table = SamplingTable.pack([sampling] * batch, device)
-        self.needs = Needs.of(rule, sampling)
+        config, device, batch = model.config, model.device, forward.batch
+        shape = (batch, forward.block)
+        self.tokens = torch.randint(config.vocab_size, shape, dtype=torch.int32, device=device)
+        self.tokens[self.tokens == config.mask_token_id] = config.bos_token_id
+        if forward.kind in (DENOISE, DRAFT):
+            self.tokens[:, 1:] = config.mask_token_id
+        if forward.kind == DENOISE:
+            self.state = BlockState.start(self.tokens.clone(), config.mask_token_id)
+            self._start = [each.clone() for each in self.state]
+            rule, sampling = Rule(threshold=THRESHOLD), Sampling()
+            self._step_inputs = (
+                Needs.of(rule, sampling),
+                RuleTable.pack([rule] * batch, device),
+                SamplingTable.pack([sampling] * batch, device),
+            )
+        if forward.kind == QUADRATIC:
+            self._drafted = self.tokens[:, 1 : forward.k].contiguous()
+            self.tokens.unflatten(1, forward.draft_groups)[:, :, 1:] = config.mask_token_id
+        # What keys the noise of a drawn token; choices here are greedy.
+        self._step = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._position = torch.zeros(shape, dtype=torch.int64, device=device)
 
     def step(self, numerics: str = "invariant") -> Tensor:
-        """One step of ours; returns the tokens [batch, block]."""
-        runner = replace(self.runner, numerics=numerics)
-        denoise_step(runner, self.cache, self.state, self.needs, self.rules, self.table)
-        return self.state.tokens
+        """The whole forward; returns the tokens it chose, of a denoising step the block."""
+        runner, forward = replace(self.runner, numerics=numerics), self.forward
+        if forward.kind == DECODE:
+            return extend(runner, self.cache, self.tokens, None)
+        if forward.kind == DENOISE:
+            needs, rules, table = self._step_inputs
+            denoise_step(runner, self.cache, self.state, needs, rules, table)
+            return self.state.tokens
+        if forward.kind == QUADRATIC:
+            shape, seeds = (forward.k, True), self.tokens[:, 0]
+            return quadratic_cycle(runner, shape, self.cache, seeds, self._step, self._drafted)[0]
+        hidden = runner.hidden(self.tokens, self.cache, causal=forward.kind == VERIFY)
+        return self.choose(runner, hidden)
+
+    @property
+    def has_peer(self) -> bool:
+        """Whether plain torch does the same with a few calls: nothing hidden, nothing quantised."""
+        forward = self.forward
+        same = forward.weights is None and not forward.float8_cache
+        return same and forward.kind in (DECODE, DENOISE)
 
     def peer(self) -> Tensor:
-        """The same step in plain torch."""
-        tokens, _ = plain_step(
-            self.model, self.cache, self.context, self._start[0], threshold=THRESHOLD
-        )
-        return tokens
-
-    def decode(self) -> Tensor:
-        """One AR decoding step of the same model and batch, behind the same context."""
-        token = self.state.tokens[:, :1]
-        return extend(self.runner, self.cache, token, None)
+        """The same forward in plain torch; see `has_peer`."""
+        inputs = (self.model, self.cache, self.forward.context, self.tokens)
+        if self.forward.kind == DECODE:
+            return plain_logits(*inputs)[:, -1].argmax(-1)
+        return plain_step(*inputs, threshold=THRESHOLD)[0]
 
     def reset(self) -> None:
         """Back to before the first step."""
-        restore(self.state, self._start)
-        self.cache.lengths.fill_(self.context)
-        self.cache.max_length = self.context
+        if self.forward.kind == DENOISE:
+            restore(self.state, self._start)
+        self.cache.lengths.fill_(self.forward.context)
+        self.cache.max_length = self.forward.context
 
     def check(self) -> None:
         """Raise if a step so far has set the error word."""
         raise_on_error(self.runner.error)
 
-    def stages(self) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
-        """Each stage by name, and its plain-torch peer, on inputs like those within a step."""
-        model, cache, state = self.model, self.cache, self.state
-        encoder, attentions = model.encoder, [layer.self_attn for layer in model.encoder.layers]
-        positions = cache.lengths[:, None].long() + torch.arange(self.block, device=model.device)
-        error = self.runner.error
-        ours, kv_heads = "invariant", model.config.num_key_value_heads
-        x = norm(encoder.norm, torch.randn_like(encoder.embed_tokens(state.tokens)))
-        qkv = attentions[0].qkv.in_parts(x, ours)
-        q, k, v = rope_kv_write(qkv, *model.rotary(positions), kv_heads=kv_heads)
-        attended = torch.randn_like(q).flatten(-2)
-        of_attention = attentions[0].o_proj.in_parts(attended, ours)
-        of_mlp = encoder.layers[0].mlp(x, ours)
-        whole_update = of_mlp.total()
+    def choose(self, runner: Runner, hidden: Tensor) -> Tensor:
+        """What follows the layers, but for remasking: the tokens that hidden states give.
 
-        def embedding_and_norms() -> Tensor:
-            hidden, update = encoder.embed_tokens(state.tokens), None
-            rotations = model.rotary(positions)
-            for layer in encoder.layers:
-                hidden, _ = layer.input_layernorm(hidden, update, ours)
-                rope_kv_write(qkv, *rotations, kv_heads=kv_heads)
-                hidden, _ = layer.post_attention_layernorm(hidden, of_attention, ours)
-                update = of_mlp
-            return encoder.norm(hidden, update, ours)[1]
+        Of "verify" and "quadratic" the count of right drafts comes first.
+        """
+        forward, inputs = self.forward, (None, self._position, self._step)
+        if forward.kind == DECODE:
+            return runner.choose(hidden[:, -1:], *inputs)
+        if forward.kind == DRAFT:  # a block's first token is given
+            return runner.choose(hidden[:, 1:], *inputs)
+        if forward.kind == VERIFY:
+            choices = runner.choose(hidden, *inputs)
+            right = self._right(choices, self.tokens[:, 1:])
+            return torch.cat([right[:, None], choices], 1)
+        groups = hidden.unflatten(1, (forward.k, forward.k + 1))
+        choices = runner.choose(groups[:, :, 0], *inputs)
+        right = self._right(choices, self._drafted)
+        masks = groups[torch.arange(forward.batch, device=hidden.device), right.long(), 2:]
+        drafts = runner.choose(masks, *inputs)
+        return torch.cat([right[:, None], choices, drafts], 1)
 
-        def peer_embedding_and_norms() -> Tensor:
-            hidden = encoder.embed_tokens(state.tokens)
-            rotations = model.rotary(positions)
-            for layer in encoder.layers:
-                norm(layer.input_layernorm, hidden)
-                rotations.apply(q, k)
-                hidden = hidden + whole_update
-                norm(layer.post_attention_layernorm, hidden)
-                hidden = hidden + whole_update
-            return norm(encoder.norm, hidden)
+    @staticmethod
+    def _right(choices: Tensor, drafts: Tensor) -> Tensor:
+        return (choices[:, :-1] == drafts).cumprod(1).sum(1, dtype=torch.int32)
 
-        def projections_and_mlp() -> None:
-            for layer in encoder.layers:
-                layer.self_attn.qkv.in_parts(x, ours)
-                layer.self_attn.o_proj.in_parts(attended, ours)
-                layer.mlp(x, ours)
 
-        def peer_projections_and_mlp() -> None:
-            for layer in encoder.layers:
-                F.linear(x, layer.self_attn.qkv.weight)
-                F.linear(attended, layer.self_attn.o_proj.weight)
-                gate, up = F.linear(x, layer.mlp.gate_up.weight).chunk(2, -1)
-                F.linear(F.silu(gate) * up, layer.mlp.down_proj.weight)
+def written_by(forward: Forward) -> int:
+    """Tokens that a forward leaves in the cache of each request."""
+    return {DECODE: 1, VERIFY: forward.block, QUADRATIC: forward.k}.get(forward.kind, 0)
 
-        def attention() -> None:
-            for keys, values in zip(cache.keys, cache.values, strict=True):
-                block_attention(
-                    q, keys, values, cache.lengths, k, v, max_context=cache.max_length, error=error
-                )
 
-        def head_and_confidence() -> Confidence:
-            mask_id = model.config.mask_token_id
-            return self.runner.statistics(x, tokens=self._start[0].flatten(), mask_id=mask_id)
+def random_cache(model: Model, forward: Forward) -> KVCache:
+    """Contexts of random keys and values, with room for what the forward writes."""
+    dtype = CACHE_DTYPE if forward.float8_cache else model.dtype
+    capacity = max(forward.context + written_by(forward), 1)
+    cache = KVCache(model.config, forward.batch, capacity, device=model.device, dtype=dtype)
+    drawn = torch.randn(cache.keys[0].shape, dtype=model.dtype, device=model.device)
+    for tensor in (*cache.keys, *cache.values):
+        tensor.copy_(drawn)
+    cache.advance(forward.context)
+    return cache
 
-        chosen = head_and_confidence()
-        rule = Rule(threshold=THRESHOLD)
 
-        def remask() -> None:
-            remask_scatter(
-                state,
-                chosen.token.view_as(state.tokens),
-                chosen.probability.view_as(state.tokens),
-                rule,
-                mask_id=model.config.mask_token_id,
-                eos_id=model.config.eos_token_id,
-                error=error,
-            )
-
-        def peer_attention() -> None:
-            for keys, values in zip(cache.keys, cache.values, strict=True):
-                keys = torch.cat([keys[:, : self.context], k], 1)
-                values = torch.cat([values[:, : self.context], v], 1)
-                sdpa(q, keys, values)
-
-        def peer_remask() -> tuple[Tensor, Tensor]:
-            return where_scatter(
-                self._start[0],
-                chosen.token.view_as(state.tokens),
-                chosen.probability.view_as(state.tokens),
-                mask_id=model.config.mask_token_id,
-                eos_id=model.config.eos_token_id,
-                threshold=THRESHOLD,
-            )
-
-        return {
-            EMBEDDING: (embedding_and_norms, peer_embedding_and_norms),
-            PROJECTIONS: (projections_and_mlp, peer_projections_and_mlp),
-            ATTENTION: (attention, peer_attention),
-            HEAD: (
-                head_and_confidence,
-                lambda: softmax_gather(F.linear(x, model.diffusion_head.weight).flatten(0, 1)),
-            ),
-            REMASK: (remask, peer_remask),
-        }
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -2,6 +2,7 @@
 
 import sys
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,12 +10,23 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from dlm_roofline.ceilings import DATASHEETS, Ceiling
+from dlm_roofline.ceilings import Ceiling, Latency
+from dlm_roofline.datasheets import DATASHEETS
+from dlm_roofline.forward import Forward
+from dlm_roofline.model_check import (
+    ERROR_HEADER,
+    WORST_TARGET,
+    error_rows,
+    model_check,
+    outlier_lines,
+    summary,
+)
 from dlm_roofline.records import RESULTS, Peer, Record, Row, load
-from dlm_roofline.step_cost import DENOISING_STEP
+from dlm_roofline.step_cost import STAGES
 from dlm_roofline.text import percent, three_digits
 
 BEGIN, END = "<!-- bench tables: begin -->", "<!-- bench tables: end -->"
+MODEL_BEGIN, MODEL_END = "<!-- model table: begin -->", "<!-- model table: end -->"
 NO_RECORDS = "No GPU run has been recorded yet, so there are no figures to show."
 
 READING = (
@@ -23,10 +35,12 @@ READING = (
     " A peer's time is given over ours; above 1 ours is faster."
 )
 
+_CELL = "ms, % of roof"
+
 # Columns of words, and of those the ones that wrap; all others are numbers.
 _WORDS = (
     *("shape", "stage", "ceiling", "what", "row", "setting", "task", "passages", "perplexity"),
-    "holds",
+    *("holds", "op", "forward"),
 )
 _WRAPPED = ("why", "mistake", "target", "ratio")
 
@@ -40,9 +54,9 @@ class Table:
 
 
 def tables(record: Record) -> list[Table]:
-    """Ceilings, two tables for each op and each model's steps, and what was skipped.
+    """Ceilings, each op, the forwards of each model, what is predicted of them, what was skipped.
 
-    The second of the two holds the peers' times over ours.
+    What has peers has a second table, of their times over ours.
     """
     found = [_ceilings(record)]
     ops = [row for row in record.rows if row.kind == "op"]
@@ -51,7 +65,11 @@ def tables(record: Record) -> list[Table]:
         found += [_ops(record, name, group), *_peers(name, group)]
     steps = [row for row in record.rows if row.kind != "op"]
     for name, group in _grouped(steps, "model"):
-        found += [_steps(record, name, group), *_peers(f"Denoising step of {name}", group)]
+        found += _forwards(record, name, group)
+    if record.ceilings.ops:
+        found.append(_rates(record))
+    if steps:
+        found.append(_errors(record))
     if record.skipped:
         left_out = [[each.what, each.why] for each in record.skipped]
         found.append(Table("Skipped", ["what", "why"], left_out))
@@ -111,7 +129,8 @@ def markdown(record: Record) -> str:
 
 
 def rewrite_readme(readme: Path, results: Path) -> None:
-    """Put tables of each GPU's newest whole record in `results` between the README's markers.
+    """Put tables of each device's newest whole record in `results` between the README's markers:
+    all of a GPU's, and of every device how far predictions are.
 
     Records of quick runs, of checkpoint folders and of runs cut short are left out.
 
@@ -121,10 +140,35 @@ def rewrite_readme(readme: Path, results: Path) -> None:
     newest = {
         record.device.name: record
         for record in records
-        if record.complete and record.scope == "standard" and record.device.kind == "cuda"
-    }
-    body = "\n\n".join(markdown(record) for record in newest.values()) or NO_RECORDS
-    replace_between(readme, BEGIN, END, body)
+        if record.complete and record.scope == "standard"
+    }.values()
+    gpus = [markdown(record) for record in newest if record.device.kind == "cuda"]
+    replace_between(readme, BEGIN, END, "\n\n".join(gpus) or NO_RECORDS)
+    replace_between(readme, MODEL_BEGIN, MODEL_END, model_table(newest))
+
+
+def model_table(records: Iterable[Record]) -> str:
+    """In Markdown, a line a device: how far the cost model is from what was measured."""
+    lines = [
+        "| device | commit | that count | median error | worst | |",
+        "|---|---|---|---|---|---|",
+    ]
+    outliers = []
+    for record in records:
+        check = model_check(record)
+        if not check.counted:
+            continue
+        figures = [
+            percent(check.median),
+            percent(check.worst),
+            "holds" if check.holds else "missed",
+        ]
+        cells = [record.device.name, record.commit[:7], str(len(check.counted)), *figures]
+        lines.append(f"| {' | '.join(cells)} |")
+        outliers += [f"- {line}" for line in outlier_lines(check)]
+    if outliers:
+        lines += ["", f"Further off than {WORST_TARGET:.0%}, and what the record shows of it:", ""]
+    return "\n".join([*lines, *outliers])
 
 
 def replace_between(file: Path, begin: str, end: str, body: str) -> None:
@@ -138,11 +182,18 @@ def replace_between(file: Path, begin: str, end: str, body: str) -> None:
 
 def _ceilings(record: Record) -> Table:
     measured, sheet = record.ceilings, DATASHEETS.get(record.device.name)
+    streams = {
+        "read": measured.read,
+        "copy": measured.copy,
+        "write": measured.write,
+        "triad, a = b + s c": measured.triad,
+        "read from L2": measured.l2,
+    }
     rows = []
-    for name in ("read", "copy", "write"):
-        ceiling = getattr(measured, name)
-        vendor = sheet.bandwidth if sheet and name == "read" else None
-        rows.append(_ceiling_row(name, "GB/s", 1e9, ceiling, vendor))
+    for name, ceiling in streams.items():
+        if ceiling:
+            vendor = sheet.bandwidth if sheet and name == "read" else None
+            rows.append(_ceiling_row(name, "GB/s", 1e9, ceiling, vendor))
     for dtype, ceiling in measured.matmul.items():
         vendor = sheet.matmul.get(dtype) if sheet else None
         rows.append(
@@ -151,6 +202,8 @@ def _ceilings(record: Record) -> Table:
     if measured.exps:
         vendor = sheet.exps if sheet else None
         rows.append(_ceiling_row("exponentials", "G/s", 1e9, measured.exps, vendor))
+    latencies = {"launch": measured.launch, "node of a CUDA graph": measured.graph_node}
+    rows += [_ceiling_row(name, "us", 1e-6, each, None) for name, each in latencies.items() if each]
     ridges = [f"{dtype} {record.roof(dtype).ridge:.1f}" for dtype in measured.matmul]
     notes = [f"Ridge, FLOP/byte: {', '.join(ridges)}."]
     if sheet:
@@ -160,11 +213,35 @@ def _ceilings(record: Record) -> Table:
 
 
 def _ceiling_row(
-    name: str, unit: str, scale: float, ceiling: Ceiling, vendor: float | None
+    name: str, unit: str, scale: float, ceiling: Ceiling | Latency, vendor: float | None
 ) -> list[str]:
     best, median = three_digits(ceiling.best / scale), three_digits(ceiling.median / scale)
     sheet = three_digits(vendor / scale) if vendor else "-"
     return [name, unit, best, median, str(ceiling.runs), sheet]
+
+
+def _rates(record: Record) -> Table:
+    """What our ops reach, which predictions of forwards rest on."""
+    rate, unit = _compute_unit(record)
+
+    def cell(value: float | None, scale: float) -> str:
+        return "-" if value is None else three_digits(value / scale)
+
+    rows = [
+        [name, cell(each.overhead, 1e-6), cell(each.bandwidth, 1e9), cell(each.flops, unit)]
+        for name, each in record.ceilings.ops.items()
+    ]
+    notes = ["At shapes of no model; a call takes its overhead, and its bytes and FLOPs at these."]
+    return Table("Our ops' rates", ["op", "overhead us", "GB/s", rate], rows, notes)
+
+
+def _errors(record: Record) -> Table:
+    """How far predictions are from what was measured."""
+    check = model_check(record)
+    notes = ["Predicted / measured - 1: below 0% it took longer than predicted."]
+    notes += [f"Outlier: {line}" for line in outlier_lines(check)]
+    title = f"Predicted and measured: {summary(check)}"
+    return Table(title, ERROR_HEADER, error_rows(check), notes)
 
 
 def _ops(record: Record, title: str, rows: list[Row]) -> Table:
@@ -193,21 +270,97 @@ def _peers(title: str, rows: list[Row]) -> list[Table]:
     return [Table(f"{title}: peers' time over ours", columns, body, notes)]
 
 
-def _steps(record: Record, model: str, rows: list[Row]) -> Table:
-    """Stages of each step, the step itself, and how far the stages' sum is from it."""
+def _forwards(record: Record, model: str, rows: list[Row]) -> list[Table]:
+    """A model's forwards: in detail those whose stages have peers, in grids if there are others."""
+    detailed = {row.forward for row in rows if row.kind == "stage" and row.peers}
+    found = []
+    for name, steps in _grouped([row for row in rows if row.kind == "step"], "name"):
+        title = f"{name[0].upper()}{name[1:]} of {model}"
+        of_kind = [row for row in rows if row.forward.kind == steps[0].forward.kind]
+        of_kind.sort(key=lambda row: (*_place(row), row.forward.context))
+        in_detail = [row for row in of_kind if row.forward in detailed]
+        if in_detail:
+            found.append(_detail(record, f"{title}, {in_detail[0].dtype}", in_detail))
+        found += _peers(title, of_kind)
+        if len({row.forward for row in in_detail}) < len(steps):
+            found += _stage_grids(record, title, steps)
+            if not all(record.stages_of(step) for step in steps):
+                found.append(_grid(record, title, steps))
+    return found
+
+
+def _detail(record: Record, title: str, rows: list[Row]) -> Table:
+    """Stages of each forward, the whole, and how far the stages' sum is from it."""
     body, notes = [], []
-    for _, group in _grouped(rows, "shape"):
+    for _, group in _grouped(rows, "forward"):
         label = _shape(group[0])
         for row in group:
             body.append([label, row.name, *_figures(record, row)])
             label = ""
-        stages = sum(row.timing.median for row in group if row.kind == "stage")
-        for step in (row for row in group if row.name == DENOISING_STEP):
-            share = stages / step.timing.median
-            doubt = "" if 0.75 <= share <= 1.25 else " Far from 100%: launches, or a busy machine."
-            notes.append(f"{_shape(step)}: the stages add up to {share:.0%} of the step.{doubt}")
-    header = ["shape", "stage", *_figure_names(record)]
-    return Table(f"Denoising step of {model}, {rows[0].dtype}", header, body, notes)
+            if row.kind == "step":
+                shares = [_sum_of_stages(record, row)]
+                notes.append(f"{_shape(row)}: the stages add up to {_shares(shares)}")
+    return Table(title, ["shape", "stage", *_figure_names(record)], body, notes)
+
+
+def _stage_grids(record: Record, title: str, steps: list[Row]) -> list[Table]:
+    """Batches down and stages across, a table for each context."""
+    found = []
+    steps = [step for step in steps if record.stages_of(step)]
+    for context in sorted({step.forward.context for step in steps}):
+        group = sorted((s for s in steps if s.forward.context == context), key=_place)
+        names = {row.name for step in group for row in record.stages_of(step)}
+        columns = [stage for stage in STAGES if stage in names]
+        body = []
+        for step in group:
+            measured = {row.name: row for row in record.stages_of(step)}
+            cells = [_cell(record, measured.get(name)) for name in columns]
+            body.append([_request(step.forward), *cells, _cell(record, step)])
+        shares = [_sum_of_stages(record, step) for step in group]
+        note = f"The stages add up to {_shares(shares)}"
+        header = ["shape", *columns, "whole"]
+        found.append(Table(f"{title}, context {context}: {_CELL}", header, body, [note]))
+    return found
+
+
+def _grid(record: Record, title: str, steps: list[Row]) -> Table:
+    """Whole forwards: batches down, contexts across."""
+    measured = {(_request(step.forward), step.forward.context): step for step in steps}
+    contexts = sorted({context for _, context in measured})
+    labels = dict.fromkeys(_request(step.forward) for step in sorted(steps, key=_place))
+    body = [
+        [label, *(_cell(record, measured.get((label, context))) for context in contexts)]
+        for label in labels
+    ]
+    header = ["shape", *(f"context {context}" for context in contexts)]
+    return Table(f"{title}: {_CELL}", header, body)
+
+
+def _cell(record: Record, row: Row | None) -> str:
+    if row is None:
+        return "-"
+    seconds = row.timing.median
+    return f"{three_digits(seconds * 1e3)}, {percent(record.floor(row) / seconds)}"
+
+
+def _sum_of_stages(record: Record, step: Row) -> float:
+    """What the stages of a forward take one by one, over what it takes whole."""
+    return sum(row.timing.median for row in record.stages_of(step)) / step.timing.median
+
+
+def _shares(shares: list[float]) -> str:
+    """Sums of stages as shares of the whole, with a warning where they say little."""
+    low, high = (f"{share:.0%}" for share in (min(shares), max(shares)))
+    text = f"{low} of the whole." if low == high else f"{low} to {high} of the whole."
+    if min(shares) < 0.75 or max(shares) > 1.25:
+        text += " Far from 100%: launches, or a busy machine."
+    return text
+
+
+def _place(row: Row) -> tuple:
+    """Where a forward stands in a grid: the model's own weights before those in few bits."""
+    forward = row.forward
+    return forward.weights or "", forward.float8_cache, forward.block, forward.batch
 
 
 def _figure_names(record: Record) -> list[str]:
@@ -243,9 +396,18 @@ def _ratio(row: Row, name: str) -> str:
 
 
 def _shape(row: Row) -> str:
-    sizes = dict(row.shape)
+    sizes = dict(row.sizes)
     text = f"{sizes.pop('batch')} x {sizes.pop('block')}"
+    if row.forward:
+        text = _request(row.forward)
     return ", ".join([text, *(f"{name} {size}" for name, size in sizes.items())])
+
+
+def _request(forward: Forward) -> str:
+    """A forward but for its context."""
+    text = f"{forward.batch} x {forward.block}"
+    text += f", {forward.weights} weights" if forward.weights else ""
+    return text + (", float8 cache" if forward.float8_cache else "")
 
 
 def _grouped(rows: list[Row], attribute: str) -> list[tuple[object, list[Row]]]:

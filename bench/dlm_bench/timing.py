@@ -18,18 +18,22 @@ FLUSH_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 MIN_RUNS = {"cpu": 5, "cuda": 10}
 MAX_RUNS = 100
 
+# Seconds from which on a run is long enough for a few to tell.
+LONG, LONG_RUNS = 0.25, 3
+
 
 class Stopwatch:
     """Times functions on one device.
 
-    budget: seconds to spend on the timed runs of one function; at least MIN_RUNS and at most
-        MAX_RUNS are made.
+    budget: seconds to spend on the runs of one function, and on emptying the caches ahead of each;
+        at least MIN_RUNS are made, of a long one LONG_RUNS, and at most MAX_RUNS.
     """
 
     def __init__(self, device: torch.device, *, budget: float) -> None:
         self.device = device
         self.budget = budget
         self._flush = torch.ones(FLUSH_BYTES[device.type] // 4, device=device)
+        self._flush_seconds = min(run_seconds(self._flush.sum, device, runs=3))
 
     def time(
         self, fn: Callable[[], object], *, reset: Callable[[], object] = lambda: None
@@ -64,13 +68,17 @@ class Stopwatch:
             reset()
             self._flush.sum()
 
-        # The first run warms up; of a slow function it is also the estimate.
-        once = run_seconds(fn, self.device, runs=1, before=before)[0]
-        if once < self.budget:
-            once = min(run_seconds(fn, self.device, runs=2, before=before))
-        wanted = int(self.budget / max(once, 1e-9))
-        runs = max(MIN_RUNS[self.device.type], min(wanted, MAX_RUNS))
-        return summary(run_seconds(fn, self.device, runs=runs, before=before), graph=graph)
+        def seconds_of(runs: int) -> list[float]:
+            return run_seconds(fn, self.device, runs=runs, before=before)
+
+        # The first run warms up; the next ones say how many there are to be.
+        (warm,) = seconds_of(1)
+        seconds = seconds_of(2 if warm < self.budget else 1)
+        once = min(seconds)
+        least = LONG_RUNS if once > LONG else MIN_RUNS[self.device.type]
+        affordable = int(self.budget / (once + self._flush_seconds))
+        seconds += seconds_of(max(least, min(affordable, MAX_RUNS)) - len(seconds))
+        return summary(seconds, graph=graph)
 
 
 def summary(seconds: list[float], *, graph: bool) -> Timing:

@@ -1,17 +1,17 @@
-"""What the device can do: its ceilings, measured in this run, and its datasheet.
+"""What the device can do: its ceilings, measured in this run.
 
 Bandwidth streams over buffers many times the size of the caches, matrix products take random data:
 zeros would flatter a GPU, whose clock depends on how many bits flip. Weights and context are only
 read, so the read-only stream is the roof of a forward; copy and write stand beside it. On a
 GPU exponentials have units of their own, few enough to bound a kernel that reads much faster than
-it can take them.
+it can take them; and what no work goes below is the cost of a launch, by Python or in a graph.
 """
 
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -20,18 +20,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .op_rates import OpRate
 from .predict import Roof
 
 STREAM_BYTES = {"cpu": 512 << 20, "cuda": 4 << 30}
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
 MATMUL_DTYPES = {
-    "cpu": ("float32", "bfloat16"),
-    "cuda": ("bfloat16", "float16", "tf32", "float32"),
+    "cpu": ("float32", "bfloat16", "int8"),
+    "cuda": ("bfloat16", "float16", "tf32", "float32", "float8_e4m3fn", "int8"),
 }
+_8_BITS = ("float8_e4m3fn", "int8")  # whose products not every build of torch has
+LAUNCHES = 1000  # timed together
 RUNS = 15
 
-_TILES, _TILE = 16, 4096  # of the kernel that reads; the one of exponentials has tiles as wide
+_TILES, _TILE = 16, 4096  # of the kernel that reads; the others have tiles as wide
 _EXPS_EACH = 256  # exponentials after one another of each element, a launch
+_L2_TILES_EACH = 1024  # that a program reads of a buffer in L2, a launch
+_SCALE = 3.0  # of the triad
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,26 @@ class Ceiling:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """Seconds that work takes which does nothing: the best and the median of `runs` runs."""
+
+    best: float
+    median: float
+    runs: int
+
+
+@dataclass(frozen=True)
 class Ceilings:
     """read, copy (bytes in plus bytes out) and write in bytes/s; matmul in FLOP/s by dtype.
 
-    exps: exponentials/s; None where it was not measured: on a host, and in older records.
+    exps: exponentials/s. l2: bytes/s read from a buffer that L2 holds. triad: bytes/s of
+        a = b + s c, two read and one written, as STREAM counts them; a host's.
+    launch: of an empty kernel from Python, or on a host of a torch op on one element. graph_node:
+        of one more empty kernel in a replayed CUDA graph.
+
+    ops: what our own ops reach, by name; empty where nobody measured them.
+
+    What a device does not have is None: exps, l2 and graph_node of a host, triad of a GPU.
     """
 
     read: Ceiling
@@ -58,49 +79,15 @@ class Ceilings:
     write: Ceiling
     matmul: dict[str, Ceiling]
     exps: Ceiling | None = None
+    l2: Ceiling | None = None
+    triad: Ceiling | None = None
+    launch: Latency | None = None
+    graph_node: Latency | None = None
+    ops: dict[str, OpRate] = field(default_factory=dict)
 
     def roof(self, dtype: str) -> Roof:
         """The measured roof over work in `dtype`."""
         return Roof(self.read.best, self.matmul[dtype].best, self.exps and self.exps.best)
-
-
-@dataclass(frozen=True)
-class Datasheet:
-    """A vendor's figures: bandwidth in bytes/s, dense matrix products in FLOP/s by dtype.
-
-    exps: exponentials/s; None where no figure is at hand.
-    """
-
-    bandwidth: float
-    matmul: dict[str, float]
-    source: str
-    exps: float | None = None
-
-    def roof(self, dtype: str) -> Roof:
-        """The vendor's roof over work in `dtype`."""
-        return Roof(self.bandwidth, self.matmul[dtype], self.exps)
-
-
-def _datasheet(tb_s: float, half: float, tf32: float, fp32: float, source: str) -> Datasheet:
-    rates = {"bfloat16": half, "float16": half, "tf32": tf32, "float32": fp32}
-    return Datasheet(tb_s * 1e12, {name: rate * 1e12 for name, rate in rates.items()}, source)
-
-
-# Keyed by torch.cuda.get_device_name, whole: "NVIDIA H200 NVL" is another device. Where a datasheet
-# states only the rate with 2:4 sparsity, half of it is the dense one.
-DATASHEETS = {
-    "NVIDIA A100-SXM4-40GB": _datasheet(1.555, 312, 156, 19.5, "NVIDIA A100 datasheet"),
-    "NVIDIA A100-SXM4-80GB": _datasheet(2.039, 312, 156, 19.5, "NVIDIA A100 80GB datasheet"),
-    "NVIDIA A100 80GB PCIe": _datasheet(1.935, 312, 156, 19.5, "NVIDIA A100 80GB datasheet"),
-    "NVIDIA H100 80GB HBM3": _datasheet(3.35, 989.4, 494.7, 66.9, "NVIDIA H100 datasheet, SXM"),
-    # 16 special functions an SM and clock (CUDA C++ programming guide, "Arithmetic Instructions",
-    # compute capability 9.0), 132 SMs, at the 1.755 GHz that matrix products leave.
-    "NVIDIA H200": replace(
-        _datasheet(4.8, 989.4, 494.7, 66.9, "NVIDIA H200 datasheet, SXM"),
-        exps=16 * 132 * 1.755e9,
-    ),
-    "NVIDIA B200": _datasheet(8.0, 2250, 1100, 80, "NVIDIA Blackwell architecture brief, HGX B200"),
-}
 
 
 def free_memory(device: torch.device) -> int:
@@ -146,45 +133,115 @@ def run_seconds(
 
 def measure_ceilings(device: torch.device, *, runs: int = RUNS) -> Ceilings:
     """Ceilings of `device`, in some seconds; the best run counts, the median says how noisy."""
-
-    def rate(work: float, fn: Callable[[], object]) -> Ceiling:
-        run_seconds(fn, device, runs=2)
-        seconds = run_seconds(fn, device, runs=runs)
-        return Ceiling(work / min(seconds), work / median(seconds), runs)
-
-    reads, copy, write = _bandwidths(device, rate)
-    size = MATMUL_SIZE[device.type]
-    matmul: dict[str, Ceiling] = {}
-    for name in MATMUL_DTYPES[device.type]:
-        if device.type == "cpu" and matmul and _is_emulated(name, matmul["float32"].best):
-            continue
-        with _float32_precision(name):
-            matmul[name] = rate(2.0 * size**3, _matmul(name, size, device))
-    read = max(reads, key=lambda ceiling: ceiling.best)
-    exps = None
-    if device.type == "cuda":
-        programs = 16 * torch.cuda.get_device_properties(device).multi_processor_count
-        out = torch.empty(programs, device=device)
-        exps = rate(programs * _TILE * _EXPS_EACH, lambda: exponentials(out, _EXPS_EACH))
-    return Ceilings(read, copy, write, matmul, exps)
-
-
-def _bandwidths(device: torch.device, rate) -> tuple[list[Ceiling], Ceiling, Ceiling]:
-    """Each way to read, copy and write; the buffers are gone before anything else is measured."""
-    step = 4 * _TILES * _TILE  # the two take at most a quarter of what is free
-    n_bytes = min(STREAM_BYTES[device.type], free_memory(device) // 8) // step * step
-    source = torch.randn(n_bytes // 4, device=device)
-    target = torch.empty_like(source)
-    return (
-        [rate(n_bytes, lambda read=read: read(source)) for read in _readers(device)],
-        rate(2 * n_bytes, lambda: target.copy_(source)),
-        rate(n_bytes, lambda: target.fill_(1.0)),
+    bandwidths = {name: stream.measure(runs) for name, stream in streams(device).items()}
+    products = _products(device, runs)
+    launch_one = _launcher(device)
+    launch = _latency(lambda: [launch_one() for _ in range(LAUNCHES)], device, runs)
+    if device.type == "cpu":
+        return Ceilings(**bandwidths, matmul=products, launch=launch)
+    properties = torch.cuda.get_device_properties(device)
+    out = torch.empty(16 * properties.multi_processor_count, device=device)
+    in_l2 = torch.randn(properties.L2_cache_size // 2 // (4 * _TILE) * _TILE, device=device)
+    exps, l2_bytes = out.numel() * _TILE * _EXPS_EACH, 4 * out.numel() * _TILE * _L2_TILES_EACH
+    return Ceilings(
+        **bandwidths,
+        matmul=products,
+        exps=_rate(exps, lambda: exponentials(out, _EXPS_EACH), device, runs),
+        l2=_rate(l2_bytes, lambda: read_again(in_l2, out, _L2_TILES_EACH), device, runs),
+        launch=launch,
+        graph_node=_latency(_graph_of_launches(device).replay, device, runs),
     )
 
 
-def _readers(device: torch.device) -> list[Callable[[Tensor], Tensor]]:
-    """Ways to read a whole tensor and write next to nothing; the fastest is the ceiling."""
-    return [torch.sum, torch.amax] + ([partial_sums] if device.type == "cuda" else [])
+@dataclass(frozen=True)
+class Stream:
+    """Ways to move so many bytes through memory, which all do the same."""
+
+    device: torch.device
+    n_bytes: int
+    ways: list[Callable[[], object]]
+
+    def measure(self, runs: int) -> Ceiling:
+        """The rate of the fastest."""
+        rates = [_rate(self.n_bytes, way, self.device, runs) for way in self.ways]
+        return max(rates, key=lambda ceiling: ceiling.best)
+
+
+def streams(device: torch.device) -> dict[str, Stream]:
+    """Streams by name as in `Ceilings`, over buffers of one size; a triad only of a host.
+
+    What a host's caches read of a line before they write it is not counted.
+    """
+    step = 4 * _TILES * _TILE  # each buffer takes at most an eighth of what is free
+    n_bytes = min(STREAM_BYTES[device.type], free_memory(device) // 8) // step * step
+    source = torch.randn(n_bytes // 4, device=device)
+    target = torch.empty_like(source)
+    readers = [torch.sum, torch.amax] + ([partial_sums] if device.type == "cuda" else [])
+    reads = [lambda read=read: read(source) for read in readers]
+    found = {
+        "read": Stream(device, n_bytes, reads),
+        "copy": Stream(device, 2 * n_bytes, [lambda: target.copy_(source)]),
+        "write": Stream(device, n_bytes, [lambda: target.fill_(1.0), target.zero_]),
+    }
+    if device.type == "cpu":
+        out = torch.empty_like(source)
+
+        def triad() -> Tensor:
+            return torch.add(source, target, alpha=_SCALE, out=out)
+
+        found["triad"] = Stream(device, 3 * n_bytes, [triad])
+    return found
+
+
+def _rate(work: float, fn: Callable[[], object], device: torch.device, runs: int) -> Ceiling:
+    """Of a function that does so much work."""
+    run_seconds(fn, device, runs=2)
+    seconds = run_seconds(fn, device, runs=runs)
+    return Ceiling(work / min(seconds), work / median(seconds), runs)
+
+
+def _latency(fn: Callable[[], object], device: torch.device, runs: int) -> Latency:
+    """Of each of the LAUNCHES that a function makes."""
+    launches = _rate(LAUNCHES, fn, device, runs)
+    return Latency(1 / launches.best, 1 / launches.median, runs)
+
+
+def _products(device: torch.device, runs: int) -> dict[str, Ceiling]:
+    """Matrix products by dtype, of those that the device has instructions for."""
+    size = MATMUL_SIZE[device.type]
+    found: dict[str, Ceiling] = {}
+    for name in MATMUL_DTYPES[device.type]:
+        if device.type == "cpu":
+            if found and _is_emulated(name, found["float32"].best):
+                continue
+        elif name == "float8_e4m3fn" and torch.cuda.get_device_capability(device) < (8, 9):
+            continue  # a type to store, without matrix instructions
+        with _float32_precision(name):
+            try:
+                found[name] = _rate(2.0 * size**3, _matmul(name, size, device), device, runs)
+            except RuntimeError:
+                if name not in _8_BITS:
+                    raise
+    return found
+
+
+def _launcher(device: torch.device) -> Callable[[], object]:
+    """The least that can be asked of the device: an empty kernel, or of a host one addition."""
+    if device.type == "cuda":
+        return launch_nothing
+    a, b, out = torch.ones(3, 1)
+    return lambda: torch.add(a, b, out=out)
+
+
+def _graph_of_launches(device: torch.device) -> torch.cuda.CUDAGraph:
+    """LAUNCHES empty kernels, each waiting for the one before it."""
+    graph = torch.cuda.CUDAGraph()
+    launch_nothing()  # compiles it, which a capture forbids
+    torch.cuda.synchronize(device)
+    with torch.cuda.graph(graph):
+        for _ in range(LAUNCHES):
+            launch_nothing()
+    return graph
 
 
 @triton.jit
@@ -219,6 +276,37 @@ def exponentials(out: Tensor, times: int) -> Tensor:
     return out
 
 
+@triton.jit(do_not_specialize=["tiles", "times"])
+def _read_again_kernel(x_ptr, out_ptr, tiles, times, TILE: tl.constexpr):
+    pid = tl.program_id(0)
+    tile = pid * tiles // tl.num_programs(0)  # programs start all over the buffer
+    total = tl.zeros([TILE], tl.float32)
+    for _ in range(times):
+        # .cg: L1 keeps none of it.
+        total += tl.load(x_ptr + tile * TILE + tl.arange(0, TILE), cache_modifier=".cg")
+        tile = tl.where(tile + 1 == tiles, 0, tile + 1)
+    tl.store(out_ptr + pid, tl.sum(total, 0))
+
+
+def read_again(x: Tensor, out: Tensor, times: int) -> Tensor:
+    """Read `times` tiles of 4096 float32 of `x` for each element of `out`: their sums.
+
+    Each program begins at a place of its own and goes round `x`, a whole number of tiles.
+    """
+    _read_again_kernel[out.shape](x, out, x.numel() // _TILE, times, TILE=_TILE, num_warps=8)
+    return out
+
+
+@triton.jit
+def _nothing_kernel():
+    pass
+
+
+def launch_nothing() -> None:
+    """Launch a kernel of one warp that does nothing."""
+    _nothing_kernel[(1,)](num_warps=1)
+
+
 def _is_emulated(name: str, float32_rate: float) -> bool:
     """Whether a small product runs so far below the float32 ceiling that a large one takes ages."""
     device, size = torch.device("cpu"), 512
@@ -227,10 +315,21 @@ def _is_emulated(name: str, float32_rate: float) -> bool:
 
 
 def _matmul(name: str, size: int, device: torch.device) -> Callable[[], Tensor]:
-    """A square product of this dtype."""
+    """A square product of this dtype, of random numbers.
+
+    float8_e4m3fn: scaled, out in bfloat16, by the accumulation that inference uses. int8: out in
+    int32.
+    """
+    if name == "int8":
+        a, b = torch.randint(-127, 128, (2, size, size), device=device, dtype=torch.int8)
+        return lambda: torch._int_mm(a, b.t())
     dtype = torch.float32 if name == "tf32" else getattr(torch, name)
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return lambda: a @ b
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    if name != "float8_e4m3fn":
+        return lambda: a @ b
+    one = torch.ones((), device=device)
+    options = {"out_dtype": torch.bfloat16, "use_fast_accum": True}
+    return lambda: torch._scaled_mm(a, b.t(), one, one, **options)
 
 
 @contextmanager

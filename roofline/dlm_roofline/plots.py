@@ -1,77 +1,88 @@
-"""Pictures from records alone: PNG and SVG, and beside each a CSV of what it shows."""
+"""`dlm roofline`: pictures from records alone, and how far predictions are from what was measured.
+
+A picture is a PNG and an SVG, and beside them a CSV of what it shows.
+"""
+
+from __future__ import annotations
 
 import argparse
-import csv
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .points import Point, Subject, subject_of
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dlm_core import PRESETS
+
+from .acceptance import PUBLISHED, Profile, load_profile
+from .advise.evidence import sizes_of
+from .model_check import ERROR_HEADER, error_rows, model_check, outlier_lines, summary
 from .records import RESULTS, Record, load
+
+if TYPE_CHECKING:
+    from .charts.chart import Chart
+
+_SMALL_MODEL = RESULTS / "quality" / "acceptance.json"
+
+
+def charts_of(record: Record, profiles: Sequence[Profile]) -> list[Chart]:
+    """The pictures of a record, but for those it has no rows for.
+
+    profiles: how many tokens a forward gives, for the picture that compares modes.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    # Here and not above: what measures and reads records runs without matplotlib.
+    from .charts.context import context_chart
+    from .charts.floor_map import floor_map_chart
+    from .charts.memory import memory_chart
+    from .charts.model import model_chart
+    from .charts.modes import modes_chart
+    from .charts.roofline import roofline_chart
+    from .charts.step import step_chart
+
+    charts = [
+        roofline_chart(record),
+        step_chart(record),
+        floor_map_chart(record),
+        modes_chart(record, profiles),
+        context_chart(record),
+        memory_chart(record),
+        model_chart(record),
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def profiles_of(record: Record) -> list[Profile]:
+    """What was published for the record's models; of other models, as examples, what was published
+    for the 8B one and what the small model's own answers gave.
+    """
+    sizes = [sizes_of(config) for config in record.models.values()]
+    found = [profile for name, profile in PUBLISHED.items() if sizes_of(PRESETS[name]) in sizes]
+    own = [load_profile(_SMALL_MODEL)] if _SMALL_MODEL.exists() else []
+    return found or [PUBLISHED["8b"], *own]
 
 
 def draw(record: Record, path: Path) -> list[Path]:
     """Write the pictures of a record beside `path`, named after it; returns what was written.
 
-    A record without a whole denoising step has no pictures. A ModuleNotFoundError says that
-    matplotlib is not installed.
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
     """
-    # Here and not above: what measures and reads records runs without matplotlib.
-    from .roofline_chart import roofline_chart
-    from .step_chart import step_chart
+    return [file for _, files in _drawn(record, path) for file in files]
 
-    subject = subject_of(record)
-    if subject is None:
+
+def _drawn(record: Record, path: Path) -> list[tuple[Chart, list[Path]]]:
+    charts = charts_of(record, profiles_of(record))
+    if not charts:
         return []
-    stages = [point for points in subject.stages.values() for point in points]
-    measured = [step for step in subject.steps if step.measured is not None]
-    pictures = {
-        "roofline": (roofline_chart(subject), [*stages, *subject.steps]),
-        "step": (step_chart(subject), [*stages, *measured]),
-    }
-    written = []
-    for name, (figure, points) in pictures.items():
-        for kind in ("png", "svg"):
-            written.append(path.with_name(f"{path.stem}-{name}.{kind}"))
-            figure.savefig(written[-1], dpi=130)
-        written.append(path.with_name(f"{path.stem}-{name}.csv"))
-        _write_csv(written[-1], subject, points)
-    return written
+    from .charts.chart import save
 
-
-def _write_csv(path: Path, subject: Subject, points: Iterable[Point]) -> None:
-    """Comment lines for where the figures come from, then one line a point."""
-    record = subject.record
-    with path.open("w", encoding="utf-8", newline="") as file:
-        facts = {
-            "device": record.device.name,
-            **record.device.details,
-            **record.versions,
-            "commit": record.commit + (" with local changes" if record.dirty else ""),
-            "date": record.date,
-            "model": subject.model,
-            "dtype": subject.dtype,
-            "context": subject.context,
-            "caches": "cold ahead of each run",
-            "read bandwidth, byte/s": f"{subject.roof.bandwidth:.6g}",
-            "copy bandwidth, byte/s": f"{record.ceilings.copy.best:.6g}",
-            "peak, FLOP/s": f"{subject.roof.peak:.6g}",
-            "ridge, FLOP/byte": f"{subject.roof.ridge:.6g}",
-        }
-        file.writelines(f"# {name}: {value}\n" for name, value in facts.items())
-        lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(
-            ["name", "batch", "block", "flops", "bytes", "flop_per_byte", "held_by"]
-            + ["predicted_floor_s", "measured_s", "share_of_roof"]
-        )
-        for point in points:
-            cost = point.cost
-            lines.writerow(
-                [point.name, point.batch, point.block, f"{cost.flops:.0f}", f"{cost.bytes:.0f}"]
-                + [f"{cost.intensity:.6g}", subject.roof.holder(cost), f"{point.floor:.6g}"]
-                + ["" if point.measured is None else f"{point.measured:.6g}"]
-                + ["" if point.measured is None else f"{point.share_of_roof:.4f}"]
-            )
+    return [(chart, save(chart, record, path.with_name(path.stem))) for chart in charts]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,12 +104,32 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
         for path in paths:
-            written = draw(load(path), arguments.out / path.name)
-            print("\n".join(map(str, written)) or f"{path} holds no denoising step to draw")
+            record = load(path)
+            _print_errors(record, path)
+            drawn = _drawn(record, arguments.out / path.name)
+            for chart, (png, svg, table) in drawn:
+                print(f"{png} ({svg.suffix}, {table.suffix}): {chart.about}")
+            if not drawn:
+                print(f"{path} holds no whole step to draw")
     except (OSError, ValueError, ModuleNotFoundError) as error:
         print(f"dlm roofline: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _print_errors(record: Record, path: Path) -> None:
+    """The table of the cost model's errors, a line for each outlier, and all in one line."""
+    console, check = Console(soft_wrap=True, highlight=False), model_check(record)
+    table = Table(*ERROR_HEADER, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for cells in error_rows(check):
+        table.add_row(*cells)
+    console.print(f"{path}: predicted / measured - 1, of stages and steps long enough to count")
+    console.print(table)
+    for line in outlier_lines(check):
+        console.print(f"  {line}")
+    console.print(f"{summary(check)}\n", style="bold")
 
 
 def _newest(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from dlm_core.config import ModelConfig
 from dlm_kernels import Cost
 
+from .forward import DENOISE, Forward
 from .step_cost import step_cost, total
 
 
@@ -73,7 +74,7 @@ class Crossing:
 
 
 def ridge_crossing(
-    config: ModelConfig, block: int, context: int, *, itemsize: int, ridge: float
+    config: ModelConfig, block: int, context: int, *, dtype: str, ridge: float
 ) -> Crossing | None:
     """Where the whole denoising step turns from memory-bound to compute-bound.
 
@@ -83,7 +84,7 @@ def ridge_crossing(
     """
 
     def reaches(batch: int, block: int) -> bool:
-        stages = step_cost(config, batch, block, context, itemsize=itemsize)
+        stages = step_cost(config, Forward(DENOISE, batch, block, context, dtype))
         return total(stages).intensity >= ridge
 
     if reaches(1, block):

@@ -10,24 +10,26 @@ import re
 import tempfile
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-
-import torch
 
 from dlm_core.config import ModelConfig
 from dlm_core.whole_file import write_whole
 from dlm_kernels import Cost
 
-from .ceilings import Ceilings
+from .ceilings import Ceiling, Ceilings, Latency
+from .forward import STEP_NAMES, Forward
 from .predict import Roof
-from .step_cost import DECODING_STEP, step_cost
+from .step_cost import STAGES, step_cost
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
-SCHEMA = 2
+SCHEMA = 3
+MADE_BY = "`dlm bench`"
 KINDS = ("op", "stage", "step")
 SCOPES = ("standard", "quick", "folder")
+DEVICE_KINDS = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,14 @@ class Timing:
     graph: bool
 
     def __post_init__(self) -> None:
-        if not 0 < self.low <= self.median <= self.high:
-            raise ValueError(f"quartiles are {self.low}, {self.median}, {self.high} seconds")
+        if self.low <= 0:
+            raise ValueError(f"low is {self.low}; it must be above 0")
+        if not self.low <= self.median <= self.high:
+            raise ValueError(
+                f"median is {self.median}; it must lie from low {self.low} to high {self.high}"
+            )
+        if self.runs < 1:
+            raise ValueError(f"runs is {self.runs}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,10 @@ class Peer:
     refused: str | None
 
     def __post_init__(self) -> None:
-        if (self.timing is None) == (self.refused is None):
-            raise ValueError(f"peer {self.name!r} needs a timing or a reason, and not both")
+        if self.timing is None and self.refused is None:
+            raise ValueError(f"timing is null; peer {self.name!r} has no refused that says why")
+        if self.timing is not None and self.refused is not None:
+            raise ValueError(f"refused is {self.refused!r}; peer {self.name!r} has a timing")
 
 
 @dataclass(frozen=True)
@@ -69,31 +79,85 @@ class Row:
     """One measurement of ours and of its peers.
 
     kind: "op", or of a model: "stage" or "step".
+    name: of an op; of a stage, one of STAGES; of a step, that of its forward in STEP_NAMES.
     model: a key of `Record.models`; None for ops.
-    shape: sizes by name; of stages and steps batch, block and context.
-    flops, bytes, exps: the compulsory cost; None exponentials in older records, which count none.
+    forward: the forward that a step is, or that a stage is part of; None for ops.
+    shape: sizes of an op by name; empty for stages and steps, whose forward has them.
+    flops, bytes, exps: the compulsory cost.
     """
 
     kind: str
     name: str
     model: str | None
+    forward: Forward | None
     shape: dict[str, int]
     dtype: str
     flops: float
     bytes: float
+    exps: float
     timing: Timing
     peers: list[Peer] = field(default_factory=list)
-    exps: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind is {self.kind!r}; it must be one of {', '.join(KINDS)}")
-        if self.flops < 0 or self.bytes <= 0:
-            raise ValueError(f"{self.name} costs {self.flops} FLOPs and {self.bytes} bytes")
+        for name in ("flops", "exps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if self.bytes <= 0:
+            raise ValueError(f"bytes is {self.bytes}; it must be above 0")
+        if self.kind == "op":
+            self._check_op()
+        else:
+            self._check_of_model()
+
+    def _check_op(self) -> None:
+        for name in ("model", "forward"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be null of an op")
+        if not self.shape:
+            raise ValueError("shape is {}; it must hold the sizes of an op")
+        for name, size in self.shape.items():
+            if size < 0:
+                raise ValueError(f"shape.{name} is {size}; it must be at least 0")
+
+    def _check_of_model(self) -> None:
+        for name in ("model", "forward"):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} is null; a {self.kind} has one")
+        if self.shape:
+            raise ValueError(f"shape is {self.shape}; a {self.kind}'s sizes are in its forward")
+        names = STAGES if self.kind == "stage" else (STEP_NAMES[self.forward.kind],)
+        if self.name not in names:
+            raise ValueError(f"name is {self.name!r}; it must be one of {', '.join(names)}")
+        if self.forward.dtype != self.dtype:
+            raise ValueError(f"dtype is {self.dtype!r}; forward.dtype is {self.forward.dtype!r}")
+
+    @classmethod
+    def of_stage(
+        cls, name: str, model: str, forward: Forward, cost: Cost, timing: Timing, **peers
+    ) -> "Row":
+        """A stage of a forward, or under the forward's own name the whole of it."""
+        kind = "stage" if name in STAGES else "step"
+        work = (cost.flops, cost.bytes, cost.exps)
+        return cls(kind, name, model, forward, {}, forward.dtype, *work, timing, **peers)
 
     @property
     def cost(self) -> Cost:
-        return Cost(self.flops, self.bytes, self.exps or 0.0)
+        return Cost(self.flops, self.bytes, self.exps)
+
+    @property
+    def key(self) -> tuple:
+        """What was measured: no two rows of a record have the same."""
+        shape = tuple(sorted(self.shape.items()))
+        return (self.kind, self.name, self.model, self.forward, shape, self.dtype)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes by name, of an op or of a forward."""
+        if self.forward is None:
+            return self.shape
+        return {name: getattr(self.forward, name) for name in ("batch", "block", "context")}
 
 
 @dataclass(frozen=True)
@@ -141,11 +205,61 @@ class Record:
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
             raise ValueError(f"scope is {self.scope!r}; it must be one of {', '.join(SCOPES)}")
-        for row in self.rows:
-            if row.model is not None and row.model not in self.models:
-                raise ValueError(f"rows hold model {row.model!r}, which models does not")
-            if row.dtype not in self.ceilings.matmul:
-                raise ValueError(f"rows hold dtype {row.dtype!r}, which ceilings.matmul does not")
+        self._check_device()
+        numbers: dict[tuple, int] = {}
+        for i, row in enumerate(self.rows):
+            self._check_row(f"rows[{i}]", row)
+            first = numbers.setdefault(row.key, i)
+            if first != i:
+                raise ValueError(f"rows[{i}] measures {row.name!r} again, as rows[{first}] does")
+
+    def _check_device(self) -> None:
+        """That one device can have given all of it."""
+        kind, has = self.device.kind, self.ceilings
+        if kind not in DEVICE_KINDS:
+            raise ValueError(
+                f"device.kind is {kind!r}; it must be one of {', '.join(DEVICE_KINDS)}"
+            )
+        for name in ("exps", "l2", "graph_node") if kind == "cpu" else ("triad",):
+            if getattr(has, name) is not None:
+                raise ValueError(
+                    f"ceilings.{name} is of another device; one of kind {kind!r} has none"
+                )
+        for name in ("launch", "graph_node") if kind == "cuda" else ():
+            if getattr(has, name) is None:
+                raise ValueError(f"ceilings.{name} is null; a device of kind {kind!r} has one")
+        found = {each.name: getattr(has, each.name) for each in fields(has)}
+        for name, ceiling in (found | {f"matmul.{x}": has.matmul[x] for x in has.matmul}).items():
+            if isinstance(ceiling, Ceiling | Latency):
+                _check_ceiling(f"ceilings.{name}", ceiling)
+
+    def _check_row(self, at: str, row: Row) -> None:
+        """That the row's device, dtype, model and forward are the record's."""
+        known = self.ceilings.matmul
+        if row.dtype not in known:
+            raise ValueError(f"{at}.dtype is {row.dtype!r}; ceilings.matmul has {', '.join(known)}")
+        timings = {"timing": row.timing}
+        timings |= {f"peers[{i}].timing": peer.timing for i, peer in enumerate(row.peers)}
+        for name, timing in timings.items():
+            if timing and timing.graph and self.device.kind == "cpu":
+                raise ValueError(
+                    f"{at}.{name}.graph is True; a device of kind 'cpu' replays no CUDA graph"
+                )
+        if row.forward is None:
+            return
+        if row.model not in self.models:
+            raise ValueError(
+                f"{at}.model is {row.model!r}; models has {', '.join(self.models) or 'none'}"
+            )
+        try:
+            stages = self.stage_costs(row)
+        except ValueError as error:
+            raise ValueError(f"{at}.forward.{error}") from None
+        if row.kind == "stage" and row.name not in stages:
+            raise ValueError(
+                f"{at}.name is {row.name!r}; its forward, of kind {row.forward.kind!r}, has"
+                f" {', '.join(stages)}"
+            )
 
     @property
     def file_name(self) -> str:
@@ -168,12 +282,42 @@ class Record:
 
     def stage_costs(self, step: Row) -> dict[str, Cost]:
         """Cost of each stage of a step."""
-        return step_cost(
-            self.models[step.model],
-            **step.shape,
-            itemsize=getattr(torch, step.dtype).itemsize,
-            causal=step.name == DECODING_STEP,
-        )
+        return step_cost(self.models[step.model], step.forward)
+
+    def stages_of(self, step: Row) -> list[Row]:
+        """The stages measured of a step, in their order."""
+        stages = [
+            row
+            for row in self.rows
+            if row.kind == "stage" and (row.model, row.forward) == (step.model, step.forward)
+        ]
+        return sorted(stages, key=lambda row: STAGES.index(row.name))
+
+
+def _check_ceiling(at: str, found: Ceiling | Latency) -> None:
+    for name in ("best", "median"):
+        if getattr(found, name) <= 0:
+            raise ValueError(f"{at}.{name} is {getattr(found, name)}; it must be above 0")
+    rate = isinstance(found, Ceiling)
+    if found.best < found.median if rate else found.best > found.median:
+        than = "less" if rate else "more"
+        raise ValueError(f"{at}.best is {found.best}, {than} than its median {found.median}")
+    if found.runs < 1:
+        raise ValueError(f"{at}.runs is {found.runs}; it must be at least 1")
+
+
+def check_one_device(records: Sequence[tuple[Path, Record]]) -> None:
+    """That records which are put together, each with its file, are of one device.
+
+    A ValueError names the first two files that differ, and their devices.
+    """
+    for path, record in records[1:]:
+        first_path, first = records[0]
+        if record.device.name != first.device.name:
+            raise ValueError(
+                f"record.device.name is {first.device.name!r} in {first_path} and"
+                f" {record.device.name!r} in {path}; records put together must be of one device"
+            )
 
 
 def save(record: Record, folder: Path) -> Path:
@@ -195,14 +339,16 @@ def check_writable(folder: Path) -> None:
 
 def load(path: str | Path) -> Record:
     """The record in a file. A ValueError names the file and the field that is not as it must be."""
-    return read(Record, path, SCHEMA)
+    return read(Record, path, SCHEMA, made_by=MADE_BY)
 
 
 Kind = typing.TypeVar("Kind")
 
 
-def read(kind: type[Kind], path: str | Path, schema: int) -> Kind:
+def read(kind: type[Kind], path: str | Path, schema: int, *, made_by: str = "") -> Kind:
     """A dataclass with a field `schema` from its JSON in a file, checked field by field.
+
+    made_by: the command that writes files of this schema, for the error of one of another.
 
     A ValueError names the file and the field that is not as it must be.
     """
@@ -215,7 +361,8 @@ def read(kind: type[Kind], path: str | Path, schema: int) -> Kind:
         raise ValueError(f"{path} is not JSON: {error}") from None
     given = values.get("schema") if isinstance(values, dict) else None
     if given != schema:
-        raise ValueError(f"{path}: schema is {given!r}; this version reads {schema}")
+        source = f", which {made_by} makes" if made_by else ""
+        raise ValueError(f"{path}: schema is {given!r}; this version reads {schema}{source}")
     try:
         return _decoded(kind, values, "record")
     except (TypeError, ValueError) as error:
@@ -238,8 +385,6 @@ def _decoded(kind: object, value: object, name: str) -> object:
         hints = typing.get_type_hints(kind)
         decoded = {}
         for each in fields(kind):
-            if each.name not in given and each.default is None:
-                continue  # what older records lack
             if each.name not in given:
                 raise ValueError(f"{name}.{each.name} is missing")
             decoded[each.name] = _decoded(
@@ -250,17 +395,23 @@ def _decoded(kind: object, value: object, name: str) -> object:
         try:
             return kind(**decoded)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}: {error}") from None
+            # An error that begins with a field of its own goes on where this one's name ends.
+            own = re.match(r"\w*", str(error))[0] in hints
+            raise ValueError(f"{name}{'.' if own else ': '}{error}") from None
     if kind is float:
-        number = _of_type((int, float), value, name)
+        try:
+            number = float(_of_type((int, float), value, name))
+        except OverflowError:
+            number = math.inf
         if not math.isfinite(number):
             raise ValueError(f"{name} is {number}; it must be finite")
-        return float(number)
+        return number
     return _of_type(kind, value, name)
 
 
 def _of_type(kind: type | tuple[type, ...], value: object, name: str) -> typing.Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         wanted = kind.__name__ if isinstance(kind, type) else "number"
-        raise ValueError(f"{name} is {value!r}; it must be a {wanted}")
+        article = "an" if wanted == "int" else "a"
+        raise ValueError(f"{name} is {value!r}; it must be {article} {wanted}")
     return value

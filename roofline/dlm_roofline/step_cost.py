@@ -1,4 +1,4 @@
-r"""Compulsory FLOPs and bytes of one denoising step, stage by stage.
+r"""Compulsory FLOPs and bytes of one forward, stage by stage.
 
 With R = batch x block rows, L layers, hidden H, intermediate I, query and KV widths Q = heads x D
 and K = kv_heads x D, T = context + block, vocabulary V, and s bytes an element:
@@ -8,13 +8,28 @@ and K = kv_heads x D, T = context + block, vocabulary V, and s bytes an element:
                              + L R (3 Q + 3 K + D)          s L R (2 Q + 4 K), rotations
     projections and MLP      2 L R (2 H Q + 2 H K + 3 H I)  s L (weights + inputs + outputs)
     attention                4 L R Q T                      s L (2 R Q + 2 batch K T)
-    LM head and confidence   2 R H V + 4 R V                s (H V + R H)
+    LM head and confidence   2 R' H V + 4 R' V              s (H V + R' H), 3 statistics a row
     remask scatter           R block                        ids, candidates, statistics
+    all-reduce               -                              s 4 L R H (n - 1) / n over the link
 
 Stages hand tensors over through memory, so what one writes and the next reads is counted at both;
 projections of one input are one product, and logits are not handed over. Weights are counted once
-a step, however many rows share them.
+a forward, however many rows share them.
+
+R' are the rows whose tokens are wanted: all; of a draft all but the first of each request, which is
+given; of a quadratic forward the k that verify and the k - 1 masks that draft next. Which masks
+those are the verified rows say, so the head runs twice.
+
+Logarithms, roots and page tables are not counted, nor a draft's LoRA.
+
+Of n tensor-parallel shards each has 1 / n of the heads, of the MLP and of the vocabulary, and the
+whole of embedding, norms and remasking; a layer adds up its two outputs over all shards. Costs are
+one shard's.
 """
+
+from dataclasses import replace
+
+import torch
 
 from dlm_core.config import ModelConfig
 from dlm_kernels import (
@@ -27,95 +42,128 @@ from dlm_kernels import (
     residual_norm_cost,
     rope_kv_write_cost,
 )
+from dlm_kernels.quantized_weight import GROUP
+
+from .forward import DENOISE, DRAFT, QUADRATIC, Forward
 
 EMBEDDING = "embedding and norms"
 PROJECTIONS = "projections and MLP"
 ATTENTION = "attention"
 HEAD = "LM head and confidence"
 REMASK = "remask scatter"
-STAGES = (EMBEDDING, PROJECTIONS, ATTENTION, HEAD, REMASK)
-
-# What a whole step is called: of diffusion, and of AR decoding, which is a causal block of one.
-DENOISING_STEP = "denoising step"
-DECODING_STEP = "AR decoding step"
+ALL_REDUCE = "all-reduce"
+STAGES = (EMBEDDING, PROJECTIONS, ATTENTION, HEAD, REMASK, ALL_REDUCE)
 
 _ID_BYTES = 4
 
+# What one launch of an op costs, and how many of them a stage has.
+Launches = list[tuple[Cost, int]]
 
-def step_cost(
-    config: ModelConfig,
-    batch: int,
-    block: int,
-    context: int,
-    *,
-    itemsize: int,
-    causal: bool = False,
-) -> dict[str, Cost]:
-    """Cost of each stage of one forward of `block` tokens for each of `batch` requests.
 
-    Args:
-        config: the model's sizes.
-        batch, block: requests, and tokens of each.
-        context: tokens in the cache of each request.
-        itemsize: bytes an element of weights, activations and cache.
-        causal: an AR forward, which has no remask stage; `block=1` is an AR decoding step. Its new
-            keys and values go into the cache.
+def step_cost(config: ModelConfig, forward: Forward) -> dict[str, Cost]:
+    """Cost of each stage of one forward; "remask scatter" in denoising steps alone, "all-reduce"
+    over more than one shard alone, where its bytes are those that a shard sends.
+
+    Raises:
+        ValueError: the model's heads, MLP or vocabulary do not divide by the shards.
     """
-    rows = batch * block
-    stages = {
-        EMBEDDING: embedding_and_norms_cost(config, batch, block, itemsize=itemsize, causal=causal),
-        PROJECTIONS: projections_cost(config, rows, itemsize=itemsize),
-        ATTENTION: config.num_hidden_layers
-        * block_attention_cost(
-            batch,
-            block,
-            context,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-            itemsize=itemsize,
-            causal=causal,
-        ),
-        HEAD: lm_head_confidence_cost(
-            rows, config.hidden_size, config.vocab_size, itemsize=itemsize
-        ),
+    costs = {
+        stage: sum((times * cost for cost, times in launches), Cost(0, 0))
+        for stage, launches in step_launches(config, forward).items()
     }
-    if not causal:
-        stages[REMASK] = remask_scatter_cost(batch, block, token_itemsize=_ID_BYTES)
+    # Launches of the head read its weight once each.
+    costs[HEAD] = _head_cost(shard_of(config, forward.shards), forward, sum(head_rows(forward)))
+    return costs
+
+
+def step_launches(config: ModelConfig, forward: Forward) -> dict[str, Launches]:
+    """The ops of each stage of one forward, in the model's order; see `step_cost`."""
+    config = shard_of(config, forward.shards)
+    itemsize, rows, hidden = itemsize_of(forward.dtype), forward.rows, config.hidden_size
+    layers = config.num_hidden_layers
+    kind = {
+        "causal": forward.causal and forward.draft_groups is None,
+        "draft_groups": forward.draft_groups,
+        "cache_itemsize": 1 if forward.float8_cache else None,
+    }
+    heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+    shape = (forward.batch, forward.block)
+
+    norm = residual_norm_cost(rows, hidden, itemsize=itemsize)
+    lookup = Cost(0, rows * (_ID_BYTES + 2 * itemsize * hidden))
+    rotation = rope_kv_write_cost(*shape, *heads, itemsize=itemsize, **kind)
+    attention = block_attention_cost(*shape, forward.context, *heads, itemsize=itemsize, **kind)
+    products = [
+        linear_cost(
+            rows, *each, itemsize=itemsize, weight_bytes=weight_bytes(*each, forward, itemsize)
+        )
+        for each in linear_shapes(config)
+    ]
+    gate = gated_silu_cost(rows, config.intermediate_size, itemsize=itemsize)
+    stages = {
+        EMBEDDING: [
+            (lookup, 1),
+            (residual_norm_cost(rows, hidden, itemsize=itemsize, update=False), 1),
+            (norm, 2 * layers),
+            (rotation, layers),
+        ],
+        PROJECTIONS: [(each, layers) for each in (*products, gate)],
+        ATTENTION: [(attention, layers)],
+        HEAD: [(_head_cost(config, forward, n), 1) for n in head_rows(forward)],
+    }
+    if forward.kind == DENOISE:
+        stages[REMASK] = [(remask_scatter_cost(*shape, token_itemsize=_ID_BYTES), 1)]
+    if forward.shards > 1:
+        n = forward.shards
+        sent = 2 * (n - 1) / n * itemsize * rows * hidden
+        stages[ALL_REDUCE] = [(Cost(0, sent), 2 * layers)]
     return stages
 
 
+def head_rows(forward: Forward) -> list[int]:
+    """Rows of each pass of the LM head: a draft's first token is given, and of a quadratic forward
+    the first rows of all groups come first, then the masks of the last right one.
+    """
+    of_each = {DRAFT: [forward.block - 1], QUADRATIC: [forward.k, forward.k - 1]}
+    return [forward.batch * n for n in of_each.get(forward.kind, [forward.block])]
+
+
+def _head_cost(config: ModelConfig, forward: Forward, rows: int) -> Cost:
+    itemsize = itemsize_of(forward.dtype)
+    return lm_head_confidence_cost(rows, config.hidden_size, config.vocab_size, itemsize=itemsize)
+
+
 def total(stages: dict[str, Cost]) -> Cost:
-    """Cost of the whole step."""
+    """Cost of the whole forward."""
     return sum(stages.values(), Cost(0, 0))
 
 
-def embedding_and_norms_cost(
-    config: ModelConfig, batch: int, block: int, *, itemsize: int, causal: bool = False
-) -> Cost:
-    """The lookup, 2 L + 1 RMSNorms, all but the first with a residual sum, and L rotations."""
-    rows, hidden = batch * block, config.hidden_size
-    lookup = Cost(0, rows * (_ID_BYTES + 2 * itemsize * hidden))
-    first = residual_norm_cost(rows, hidden, itemsize=itemsize, update=False)
-    norm = residual_norm_cost(rows, hidden, itemsize=itemsize)
-    rotation = rope_kv_write_cost(
-        batch,
-        block,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        config.head_dim,
-        itemsize=itemsize,
-        causal=causal,
-    )
-    layers = config.num_hidden_layers
-    return lookup + first + 2 * layers * norm + layers * rotation
+def shard_of(config: ModelConfig, shards: int) -> ModelConfig:
+    """The sizes of what one of `shards` devices holds of a model.
+
+    Raises:
+        ValueError: heads, KV heads, MLP or vocabulary do not divide.
+    """
+    if shards == 1:
+        return config
+    names = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
+    for name in names:
+        if getattr(config, name) % shards:
+            raise ValueError(
+                f"shards is {shards}; it must divide {name}, which is {getattr(config, name)}"
+            )
+    parts = {name: getattr(config, name) // shards for name in names}
+    return replace(config, **parts)
 
 
-def projections_cost(config: ModelConfig, rows: int, *, itemsize: int) -> Cost:
-    """q, k and v, o, gate and up, and down of every layer, and silu(gate) * up before the last."""
-    linears = [linear_cost(rows, *shape, itemsize=itemsize) for shape in linear_shapes(config)]
-    gate = gated_silu_cost(rows, config.intermediate_size, itemsize=itemsize)
-    return config.num_hidden_layers * sum(linears, gate)
+def weight_bytes(n_in: int, n_out: int, forward: Forward, itemsize: int) -> int:
+    """Bytes of a projection's weight, and of its float32 scales if it is quantised."""
+    if forward.weights is None:
+        return itemsize * n_in * n_out
+    if forward.weights == "int4":
+        groups = -(-n_in // GROUP)
+        return n_out * groups * (GROUP // 2 + 4)
+    return n_out * (n_in + 4)
 
 
 def forward_weight_bytes(config: ModelConfig, *, itemsize: int) -> int:
@@ -142,3 +190,8 @@ def linear_shapes(config: ModelConfig) -> list[tuple[int, int]]:
         (hidden, 2 * intermediate),
         (intermediate, hidden),
     ]
+
+
+def itemsize_of(dtype: str) -> int:
+    """Bytes an element of a dtype, by torch's name for it."""
+    return getattr(torch, dtype).itemsize

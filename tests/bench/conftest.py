@@ -1,9 +1,12 @@
-"""A small record of made-up round figures."""
+"""Small records of made-up round figures."""
 
 import pytest
 
-from dlm_roofline.ceilings import Ceiling, Ceilings
+from dlm_core import PRESETS
+from dlm_roofline.ceilings import Ceiling, Ceilings, Latency
+from dlm_roofline.forward import DECODE, DENOISE, STEP_NAMES, Forward
 from dlm_roofline.records import SCHEMA, Device, Peer, Record, Row, Skipped, Timing
+from dlm_roofline.step_cost import step_cost, total
 
 
 def timing(seconds: float) -> Timing:
@@ -16,8 +19,9 @@ def record() -> Record:
 
     def row(batch: int, gigabytes: float, teraflops: float, peers: list[Peer]) -> Row:
         shape = {"batch": batch, "block": 32, "context": 1024}
-        cost = (teraflops * 1e12, gigabytes * 1e9)
-        return Row("op", "block_attention", None, shape, "bfloat16", *cost, timing(2e-3), peers)
+        work = (teraflops * 1e12, gigabytes * 1e9, 0.0)
+        took = timing(2e-3)
+        return Row("op", "block_attention", None, None, shape, "bfloat16", *work, took, peers)
 
     slower = Peer("SDPA math", timing(5e-3), None)
     refused = Peer("SDPA flash", None, "no kernel")
@@ -37,6 +41,8 @@ def record() -> Record:
             Ceiling(3.8e12, 3.7e12, 15),
             Ceiling(3.5e12, 3.4e12, 15),
             {"bfloat16": Ceiling(800e12, 790e12, 15)},
+            launch=Latency(3e-6, 4e-6, 15),
+            graph_node=Latency(1e-6, 1e-6, 15),
         ),
         rows=[
             row(1, gigabytes=4, teraflops=0.1, peers=[slower, refused]),
@@ -44,3 +50,33 @@ def record() -> Record:
         ],
         skipped=[Skipped("block_attention, batch 64", "out of time")],
     )
+
+
+@pytest.fixture
+def forwards(record: Record) -> Record:
+    """The same with forwards of an 8B model that take twice their floor.
+
+    Of denoising steps one in detail, stages of three batches at two contexts, and int8 weights; of
+    decoding whole forwards.
+    """
+    config = PRESETS["8b"]
+    record.models["8B"] = config
+
+    def add(forward: Forward, *, stages: bool = False, peers: bool = False) -> None:
+        costs, roof = step_cost(config, forward), record.roof("bfloat16")
+        beside = [Peer("plain torch", timing(1.0), None)] if peers else []
+        took = {name: 2 * roof.seconds(cost) for name, cost in costs.items()}
+        measured = dict(costs) if stages else {}
+        measured[STEP_NAMES[forward.kind]] = total(costs)
+        for name, cost in measured.items():
+            seconds = took.get(name, sum(took.values()))
+            row = Row.of_stage(name, "8B", forward, cost, timing(seconds), peers=list(beside))
+            record.rows.append(row)
+
+    for batch, context in ((8, 1024), (1, 1024), (64, 1024), (1, 4096)):
+        whole = Forward(DENOISE, batch, 32, context, "bfloat16")
+        add(whole, stages=context == 1024, peers=(batch, context) == (1, 1024))
+    add(Forward(DENOISE, 1, 32, 1024, "bfloat16", weights="int8"))
+    for batch, context in ((4, 4096), (1, 1024)):
+        add(Forward(DECODE, batch, 1, context, "bfloat16"))
+    return record

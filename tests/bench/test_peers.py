@@ -11,8 +11,7 @@ from dlm_bench.cases import (
     lm_head_case,
     remask_case,
 )
-from dlm_bench.steps import StepBench
-from dlm_core import PRESETS, random_model
+from dlm_core import PRESETS
 
 CPU = torch.device("cpu")
 
@@ -76,33 +75,3 @@ def test_a_reset_case_does_the_same_again(small: None) -> None:
     first = [tensor.clone() for tensor in work.view(work.run())]
     work.reset()
     assert difference(tuple(first), work.view(work.run())) == 0
-
-
-@pytest.mark.parametrize(("batch", "block"), [(1, 32), (3, 5)])
-def test_the_plain_step_commits_what_ours_commits(batch: int, block: int) -> None:
-    bench = StepBench(random_model("tiny", seed=3), batch, block, context=50)
-    ours = bench.step().clone()
-    mask_id = bench.model.config.mask_token_id
-    assert (ours != mask_id).sum() > batch  # each request's first token and at least one more
-    assert torch.equal(ours, bench.peer())
-    bench.check()
-
-
-def test_a_reset_step_starts_over() -> None:
-    bench = StepBench(random_model("tiny", seed=3), 2, 8, context=20)
-    first = bench.step().clone()
-    bench.reset()
-    token = bench.decode()
-    assert token.shape == (2,) and bench.cache.lengths.tolist() == [21, 21]
-    bench.reset()
-    assert bench.cache.lengths.tolist() == [20, 20]
-    assert torch.equal(bench.step(), first)
-
-
-def test_stages_leave_the_error_word_alone_and_cover_every_stage() -> None:
-    bench = StepBench(random_model("tiny", seed=3), 2, 8, context=20)
-    for stage, peer in bench.stages().values():
-        for run in (stage, peer or stage):
-            run()
-            bench.reset()
-    bench.check()

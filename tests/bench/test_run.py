@@ -13,10 +13,17 @@ import pytest
 import torch
 
 pytest.importorskip("rich")
-from dlm_bench import cases, machine, run
+from rich.progress import Progress
+
+from dlm_bench import cases, machine, op_rates, run, subjects
+from dlm_bench.plan import Planned
+from dlm_bench.subjects import Source, Subject
+from dlm_core import PRESETS, random_model
 from dlm_roofline import ceilings
-from dlm_roofline.records import load
-from dlm_roofline.step_cost import DENOISING_STEP, STAGES
+from dlm_roofline.forward import DECODE, DENOISE, KINDS, QUADRATIC, STEP_NAMES, VERIFY, Forward
+from dlm_roofline.model_check import model_check
+from dlm_roofline.records import Record, load
+from dlm_roofline.step_cost import step_cost, total
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +35,12 @@ def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ceilings in no time; as they're off by much, nothing is skipped for what they predict."""
+    """Ceilings and rates of our ops in no time; as they're off by much, nothing is skipped for what
+    they predict.
+    """
+    small = op_rates.Sizes(64, (4, 2, 16), 4, 64, 1, 70, 256, 8)
+    monkeypatch.setitem(op_rates.SIZES, "cpu", small)
+    monkeypatch.setattr(run, "RATE_BUDGET", 1e-3)
     monkeypatch.setitem(ceilings.STREAM_BYTES, "cpu", 8 << 20)
     monkeypatch.setitem(ceilings.MATMUL_SIZE, "cpu", 256)
     monkeypatch.setattr(run, "LONGEST_FLOOR", math.inf)
@@ -41,6 +53,9 @@ def test_quick_run_leaves_a_whole_record(tmp_path: Path, capsys, small_ceilings:
     record = load(closing["record"])
     assert record.complete and closing["complete"]
     assert record.backend == "torch" and record.device.kind == "cpu"
+    assert {"linear", "linear int4", "block_attention"} <= record.ceilings.ops.keys()
+    error = closing["model_error"]
+    assert error["median"] == pytest.approx(model_check(record).median, abs=1e-3)
     assert {row.name for row in record.rows if row.kind == "op"} == {
         "confidence",
         "confidence, all statistics",
@@ -48,12 +63,17 @@ def test_quick_run_leaves_a_whole_record(tmp_path: Path, capsys, small_ceilings:
         "remask_scatter",
         "block_attention",
     }
-    for model in record.models:
-        stages = [row.name for row in record.rows if row.model == model and row.kind == "stage"]
-        assert stages == list(STAGES)
-    assert "tiny-a" in record.models and len(record.models) == 2
-    steps = [row for row in record.rows if row.name == DENOISING_STEP]
+    assert list(record.models) == ["tiny-a", "tiny, random weights"]
+    # Every kind of forward, with its stages and their costs.
+    found = [row for row in record.rows if row.kind == "step" and row.model != "tiny-a"]
+    assert [row.forward.kind for row in found] == list(dict.fromkeys((DENOISE, *KINDS)))
+    for row in found:
+        costs = step_cost(record.models[row.model], row.forward)
+        assert row.cost == total(costs)
+        assert {each.name: each.cost for each in record.stages_of(row)} == costs
+    steps = [row for row in record.rows if row.name == STEP_NAMES[DENOISE]]
     assert closing["steps"][0]["ms"] == pytest.approx(1e3 * steps[-1].timing.median, abs=1e-3)
+    assert closing["steps"][0]["batch"] == 1 and closing["steps"][0]["ratio_to_plain_torch"] > 0
     # What invariance costs stands beside each step.
     assert all("ours, fast numerics" in [peer.name for peer in row.peers] for row in steps)
     # Every peer either ran, after its result was found to be ours, or says why not.
@@ -62,7 +82,7 @@ def test_quick_run_leaves_a_whole_record(tmp_path: Path, capsys, small_ceilings:
     assert "% of roof" in printed and "floor ms," in printed
     if importlib.util.find_spec("matplotlib"):
         files = sorted(path.suffix for path in tmp_path.iterdir())
-        assert files == [".csv", ".csv", ".json", ".png", ".png", ".svg", ".svg"]
+        assert len(files) > 1 and set(files) == {".csv", ".json", ".png", ".svg"}
     else:
         assert "no pictures" in printed
 
@@ -94,48 +114,142 @@ def test_what_fails_is_skipped_with_its_reason_and_the_rest_goes_on(
 
         return failing
 
-    case, step, made = cases.remask_case, run.Bench._step, []
+    case, forward, made = cases.remask_case, run.Bench._forward, []
 
-    def step_unless_golden(bench: run.Bench, name: str, *rest: object) -> None:
-        made.append(name)
-        if name == "tiny-a":
+    def unless_golden(bench: run.Bench, source: Source, planned: Planned) -> None:
+        made.append(source.name)
+        if source.name == "tiny-a":
             raise RuntimeError("an error word is set")
-        step(bench, name, *rest)
+        forward(bench, source, planned)
 
     broken = fail(torch.OutOfMemoryError, "out of memory in a build")
     monkeypatch.setattr(cases, "remask_case", lambda *args: replace(case(*args), build=broken))
     monkeypatch.setattr(run.StepBench, "peer", fail(torch.OutOfMemoryError, "no room for a peer"))
-    monkeypatch.setattr(run.Bench, "_step", step_unless_golden)
-    models = run._models
-    too_large = ("8B", fail(torch.OutOfMemoryError, "no room for weights"))
-    monkeypatch.setattr(run, "_models", lambda *a: [[too_large, *each] for each in models(*a)])
+    monkeypatch.setattr(run.Bench, "_forward", unless_golden)
+    found = run.subjects_of
+    no_room = fail(torch.OutOfMemoryError, "no room for weights")
+    too_large = Source("8B", PRESETS["8b"], no_room)
+
+    def with_too_large(*args: object, **options: object) -> list[Subject]:
+        return [replace(s, candidates=[too_large, *s.candidates]) for s in found(*args, **options)]
+
+    monkeypatch.setattr(run, "subjects_of", with_too_large)
+    monkeypatch.setattr(run, "SLOWER", 0.0)
 
     assert run.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
     closing = json.loads(capsys.readouterr().out.splitlines()[-1])
     record = load(closing["record"])
     assert record.complete and record.scope == "quick"
-    assert [(each.what.split()[0], each.why) for each in record.skipped] == [
-        ("remask_scatter", "out of memory in a build"),
-        ("steps", "no room for weights"),
-        ("step", "an error word is set"),
-        ("steps", "no room for weights"),
-    ]
-    assert made == ["tiny-a", "tiny, random weights"]
+    reasons = [each.why for each in record.skipped]
+    assert reasons[:2] == ["out of memory in a build", "no room for weights"]
+    assert reasons[-1] == "no room for weights"
+    assert set(reasons[2:-1]) == {"an error word is set"}
+    assert record.skipped[0].what.startswith("remask_scatter")
+    assert record.skipped[2].what == "tiny-a: denoising step, batch 1, block 8, context 512"
+    assert list(dict.fromkeys(made)) == ["tiny-a", "tiny, random weights"]
     assert {row.name for row in record.rows if row.kind == "op"} >= {
         "confidence",
         "block_attention",
     }
-    (step_row,) = (row for row in record.rows if row.name == DENOISING_STEP)
+    (step_row,) = (row for row in record.rows if row.name == STEP_NAMES[DENOISE])
     assert step_row.peers[0].refused == "no room for a peer"
     assert closing["steps"][0]["ratio_to_plain_torch"] is None
+
+
+@pytest.fixture
+def bench(tmp_path: Path, record: Record) -> run.Bench:
+    """Of a host without ops, with a fresh record under the fixture's ceilings."""
+    on_host = replace(record.ceilings, graph_node=None)
+    on_host = replace(on_host, matmul={"float32": on_host.matmul["bfloat16"]})
+    host = replace(record.device, kind="cpu", name="a host")
+    record = replace(record, device=host, ceilings=on_host, rows=[], skipped=[])
+    device, progress = torch.device("cpu"), Progress(disable=True)
+    made = run.Bench(record, tmp_path, device, [], quick=True, progress=progress)
+    made.stopwatch.budget = 0.0
+    return made
+
+
+def subject(*planned: Planned) -> Subject:
+    source = Source("tiny", PRESETS["tiny"], lambda weights: random_model("tiny", weights=weights))
+    return Subject([source], torch.float32, lambda *_: list(planned), 0.0)
+
+
+DECODING = Planned(Forward(DECODE, 1, 1, 8, "float32"))
+
+
+def test_rows_come_in_the_order_of_the_plan(bench: run.Bench) -> None:
+    verify = Planned(Forward(VERIFY, 2, 8, 8, "float32"), stages=True)
+    few_bits = Planned(Forward(DECODE, 1, 1, 8, "float32", weights="int8"))
+    bench.steps(subject(verify, few_bits, DECODING))
+    rows = bench.record.rows
+    assert [row.forward for row in rows] == [verify.forward] * 5 + [
+        few_bits.forward,
+        DECODING.forward,
+    ]
+    assert [row.kind for row in rows] == ["stage"] * 4 + ["step"] * 3
+    assert bench.record.skipped == []
+
+
+def test_what_there_is_no_memory_for_is_not_begun(bench: run.Bench, monkeypatch) -> None:
+    monkeypatch.setattr(run, "free_memory", lambda _: 5_000_000)
+    large = Planned(Forward(DECODE, 64, 1, 4000, "float32"), stages=True)
+    bench.steps(subject(large, DECODING))
+    (skipped,) = bench.record.skipped
+    assert skipped.what == "tiny: AR decoding step, batch 64, block 1, context 4000"
+    assert re.fullmatch(r"needs about 0\.\d GB, 0\.0 are free", skipped.why)
+    assert [row.forward for row in bench.record.rows] == [DECODING.forward]
+    assert bench._row == 5 + 1  # what is skipped counts as gone through
+
+
+def test_what_would_take_longer_than_is_left_is_not_begun(bench: run.Bench, monkeypatch) -> None:
+    # Of a device so slow that a quadratic forward takes minutes at the very least.
+    slow = replace(bench.record.ceilings.matmul["float32"], best=1e6, median=1e6)
+    ceilings = replace(bench.record.ceilings, matmul={"float32": slow})
+    bench.record = replace(bench.record, ceilings=ceilings)
+    monkeypatch.setitem(run.ALL_UNTIL, "cpu", 1000)
+    quadratic = Planned(Forward(QUADRATIC, 1, 20, 8, "float32"), stages=True)
+    bench.steps(subject(DECODING, quadratic))
+    (skipped,) = bench.record.skipped
+    assert "quadratic" in skipped.what
+    assert re.match(r"out of time: takes about \d+\.\d s, and 9\d\d\.\d s are left", skipped.why)
+    # What one of a kind took is what the next one is expected to take.
+    floor = bench.record.floor(bench.record.rows[0])
+    bench._slower["tiny", DECODE] = 1000 / floor
+    assert bench._reason_to_skip_forward(Source("tiny", PRESETS["tiny"], None), DECODING)
+
+
+def test_a_forward_that_this_device_refuses_is_skipped(bench: run.Bench) -> None:
+    beyond = Planned(Forward(DECODE, 1, 1, 4096, "float32"))
+    bench.steps(subject(beyond, DECODING))
+    (skipped,) = bench.record.skipped
+    assert "capacity is 4097" in skipped.why and len(bench.record.rows) == 1
+
+
+def test_an_interrupt_within_a_forward_keeps_its_stages(bench: run.Bench, monkeypatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.StepBench, "step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        bench.steps(subject(replace(DECODING, stages=True)))
+    assert [row.kind for row in bench.record.rows] == ["stage"] * 4
+
+
+def test_progress_counts_rows(bench: run.Bench, monkeypatch) -> None:
+    shown = []
+    monkeypatch.setattr(bench, "_rows", 6)
+    monkeypatch.setattr(bench._progress, "update", lambda _, description: shown.append(description))
+    bench.steps(subject(DECODING, Planned(Forward(VERIFY, 1, 4, 8, "float32"), stages=True)))
+    rows = [words.split(":")[0] for words in shown if "making" not in words]
+    assert rows == [f"row {n} of 6" for n in range(1, 7)]
 
 
 def test_a_checkpoint_larger_than_free_memory_is_refused(
     tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "load_model", lambda *_, **__: pytest.fail("loaded"))
-    monkeypatch.setattr(run, "free_memory", lambda _: 100_000)
-    assert run.main([str(run.GOLDEN), "--device", "cpu", "--out", str(tmp_path)]) == 1
+    monkeypatch.setattr(subjects, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(subjects, "free_memory", lambda _: 100_000)
+    assert run.main([str(subjects.GOLDEN), "--device", "cpu", "--out", str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert re.search(r"tiny-a holds .* GB of weights in torch.float32; .* the 0.0 GB", said)
 

@@ -5,15 +5,16 @@ import time
 import pytest
 import torch
 
-from dlm_bench.timing import MAX_RUNS, MIN_RUNS, Stopwatch, summary
+from dlm_bench import timing
+from dlm_bench.timing import LONG, LONG_RUNS, MAX_RUNS, MIN_RUNS, Stopwatch, summary
 
 CPU = torch.device("cpu")
 
 
 def test_summary_is_the_median_and_the_quartiles() -> None:
-    timing = summary([9.0, 1.0, 3.0, 5.0, 7.0], graph=False)
-    assert (timing.low, timing.median, timing.high) == (3.0, 5.0, 7.0)
-    assert timing.runs == 5 and timing.cold and not timing.graph
+    found = summary([9.0, 1.0, 3.0, 5.0, 7.0], graph=False)
+    assert (found.low, found.median, found.high) == (3.0, 5.0, 7.0)
+    assert found.runs == 5 and found.cold and not found.graph
 
 
 def test_one_slow_run_does_not_move_the_median() -> None:
@@ -21,17 +22,49 @@ def test_one_slow_run_does_not_move_the_median() -> None:
 
 
 def test_a_sleep_takes_its_time() -> None:
-    timing = Stopwatch(CPU, budget=0.05).time(lambda: time.sleep(0.01))
-    assert 0.01 <= timing.low <= timing.median < 0.1
+    found = Stopwatch(CPU, budget=0.05).time(lambda: time.sleep(0.01))
+    assert 0.01 <= found.low <= found.median < 0.1
+
+
+@pytest.fixture
+def stopwatch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
+    """It knows how long each run takes, and that emptying the caches takes 10 ms."""
+    watch = Stopwatch(CPU, budget=0.3)
+    watch._flush_seconds = 0.01
+
+    def known(fn, device, *, runs: int, before) -> list[float]:
+        return [fn() for _ in range(runs)]
+
+    monkeypatch.setattr(timing, "run_seconds", known)
+    return watch
 
 
 @pytest.mark.parametrize(
     ("seconds", "runs"),
-    [(0.35, MIN_RUNS["cpu"]), (0, MAX_RUNS)],
-    ids=["longer than the budget", "next to nothing"],
+    [
+        (LONG + 0.01, LONG_RUNS),
+        (0.2, MIN_RUNS["cpu"]),
+        (0.02, 10),
+        (1e-5, 29),
+    ],
+    ids=["long", "longer than the budget allows", "in between", "next to nothing"],
 )
-def test_runs_follow_the_budget_within_bounds(seconds: float, runs: int) -> None:
-    assert Stopwatch(CPU, budget=0.3).time(lambda: time.sleep(seconds)).runs == runs
+def test_runs_follow_the_budget_within_bounds(
+    stopwatch: Stopwatch, seconds: float, runs: int
+) -> None:
+    """Emptying the caches counts: 0.3 s are 10 runs of 20 ms and of 10 ms before each."""
+    assert stopwatch.time(lambda: seconds).runs == runs
+
+
+def test_no_function_is_run_more_than_so_often(stopwatch: Stopwatch) -> None:
+    stopwatch.budget = 100.0
+    assert stopwatch.time(lambda: 1e-6).runs == MAX_RUNS
+
+
+def test_a_slow_first_run_neither_counts_nor_decides(stopwatch: Stopwatch) -> None:
+    seconds = iter([9.0] + [0.02] * 10)
+    found = stopwatch.time(lambda: next(seconds))
+    assert found.runs == 10 and found.high == 0.02
 
 
 def test_every_run_starts_from_a_reset_state() -> None:
@@ -42,9 +75,9 @@ def test_every_run_starts_from_a_reset_state() -> None:
         seen.append(state.item())
         state.add_(1)
 
-    timing = Stopwatch(CPU, budget=0.01).time(run, reset=state.zero_)
+    found = Stopwatch(CPU, budget=0.01).time(run, reset=state.zero_)
     assert seen == [0.0] * len(seen)
-    assert len(seen) > timing.runs  # the warm-up too
+    assert len(seen) > found.runs  # the warm-up too
 
 
 @pytest.mark.gpu
@@ -52,7 +85,7 @@ def test_graph_replay_runs_what_was_captured() -> None:
     device = torch.device("cuda")
     state = torch.zeros(1, device=device)
     stopwatch = Stopwatch(device, budget=0.01)
-    timing = stopwatch.time_graph(lambda: state.add_(1), reset=state.zero_)
+    found = stopwatch.time_graph(lambda: state.add_(1), reset=state.zero_)
     torch.cuda.synchronize()
     assert state.item() == 1
-    assert timing.graph and timing.cold
+    assert found.graph and found.cold

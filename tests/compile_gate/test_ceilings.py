@@ -5,7 +5,7 @@ import torch
 from kernel_compiler import compile_launches
 
 from dlm_kernels.launch import SHARED_MEMORY
-from dlm_roofline.ceilings import exponentials
+from dlm_roofline.ceilings import exponentials, launch_nothing, partial_sums, read_again
 
 
 @pytest.mark.parametrize("arch", SHARED_MEMORY)
@@ -18,3 +18,22 @@ def test_exponentials_are_what_holds_their_kernel(arch: str) -> None:
     assert exps % 16 == 0  # 4096 elements on 256 threads: none was left out or folded away
     assert len(body) <= 7 * exps
     assert kernel.spills == 0
+
+
+@pytest.mark.parametrize("arch", SHARED_MEMORY)
+def test_reads_of_l2_go_past_l1_in_16_bytes_each(arch: str) -> None:
+    buffer, out = torch.empty(4 * 4096, device="meta"), torch.empty(8, device="meta")
+    (kernel,) = compile_launches(arch, lambda: read_again(buffer, out, 3))
+    body = max(kernel.loops(), key=len)
+    loads = [line for line in body if "LDG" in line]
+    assert loads and len(loads) % 4 == 0  # 4096 elements on 256 threads, 4 to a load
+    assert all(".128" in line and ".STRONG.GPU" in line for line in loads)
+    assert kernel.spills == 0
+
+
+@pytest.mark.parametrize("arch", SHARED_MEMORY)
+def test_streams_and_empty_kernels_fit(arch: str) -> None:
+    stream = torch.empty(65536, device="meta")
+    for launch in (lambda: partial_sums(stream), launch_nothing):
+        (kernel,) = compile_launches(arch, launch)
+        assert kernel.spills == 0

@@ -1,4 +1,5 @@
-"""The wheel holds our four packages, complete, and no data but small model and launch tables."""
+"""The wheel holds our four packages, complete, and no data but small model, launch tables
+and the parts of the report's page."""
 
 import importlib.util
 import shutil
@@ -47,7 +48,7 @@ def test_wheel_holds_the_four_packages_and_the_small_model(
     assert packed == {
         f"{package}/{file.relative_to(folder).as_posix()}"
         for package, folder in packages.items()
-        for pattern in ("**/*.py", "small_model/**/*", "launch_tables/*.json")
+        for pattern in ("**/*.py", "small_model/**/*", "launch_tables/*.json", "report/*.*")
         for file in folder.glob(pattern)
         if file.is_file()
     }

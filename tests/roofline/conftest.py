@@ -1,55 +1,77 @@
 """A made-up record of an H200, whose every figure follows from its roof by a stated factor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from dlm_core import PRESETS
-from dlm_roofline.ceilings import Ceiling, Ceilings
-from dlm_roofline.predict import Roof
+from dlm_roofline.ceilings import Ceiling, Ceilings, Latency
+from dlm_roofline.forward import DECODE, DENOISE, DRAFT, QUADRATIC, STEP_NAMES, VERIFY, Forward
 from dlm_roofline.records import SCHEMA, Device, Peer, Record, Row, Skipped, Timing
-from dlm_roofline.step_cost import DENOISING_STEP, step_cost, total
+from dlm_roofline.step_cost import step_cost, total
 
 READ, PEAK = 4.3e12, 790e12
 SLOWDOWN = 1.25  # every stage takes so much longer than its floor
 PEER_SLOWDOWN = 2.0  # and the whole step in plain torch so much longer than the step
 
 MODEL, CONTEXT = "8B, random weights", 1024
+BLOCKS = {DECODE: 1, DENOISE: 32, DRAFT: 32, VERIFY: 32, QUADRATIC: 110}
+
+CEILINGS = Ceilings(
+    Ceiling(READ, 0.99 * READ, 15),
+    Ceiling(0.95 * READ, 0.94 * READ, 15),
+    Ceiling(0.9 * READ, 0.9 * READ, 15),
+    {
+        "bfloat16": Ceiling(PEAK, 0.98 * PEAK, 15),
+        "float16": Ceiling(1.01 * PEAK, PEAK, 15),
+        "tf32": Ceiling(0.5 * PEAK, 0.5 * PEAK, 15),
+        "float32": Ceiling(51e12, 50e12, 15),
+    },
+    exps=Ceiling(3.7e12, 3.6e12, 15),
+    l2=Ceiling(6e12, 5.8e12, 15),
+    launch=Latency(3e-6, 3.5e-6, 15),
+    graph_node=Latency(1e-6, 1.1e-6, 15),
+)
 
 
 def timing(seconds: float) -> Timing:
     return Timing(seconds, 0.98 * seconds, 1.05 * seconds, runs=40, cold=True, graph=True)
 
 
+def rows_of(forward: Forward, *, stages: bool = True) -> list[Row]:
+    """The whole forward of the 8B model, its plain-torch peer, and its stages."""
+    config, roof = PRESETS["8b"], CEILINGS.roof(forward.dtype)
+    costs = step_cost(config, forward)
+    rows = [
+        Row.of_stage(name, MODEL, forward, cost, timing(SLOWDOWN * roof.seconds(cost)))
+        for name, cost in costs.items()
+        if stages
+    ]
+    seconds = SLOWDOWN * roof.step_seconds(costs)
+    peers = [Peer("plain torch", timing(PEER_SLOWDOWN * seconds), None)]
+    name = STEP_NAMES[forward.kind]
+    rows.append(Row.of_stage(name, MODEL, forward, total(costs), timing(seconds), peers=peers))
+    return rows
+
+
 @pytest.fixture(scope="session")
 def make_record() -> Callable[..., Record]:
-    """Builds the record with whole steps of these batches, blocks of 32 behind 1024 tokens."""
+    """Builds a record of forwards of these kinds and batches behind 1024 tokens, with stages, and
+    of whole denoising and AR decoding steps behind the other contexts.
+    """
 
-    def build(batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)) -> Record:
-        config, roof, rows = PRESETS["8b"], Roof(READ, PEAK), []
-        for batch in batches:
-            shape = {"batch": batch, "block": 32, "context": CONTEXT}
-            stages = step_cost(config, **shape, itemsize=2)
-            for name, cost in stages.items():
-                seconds = timing(SLOWDOWN * roof.seconds(cost))
-                rows.append(
-                    Row("stage", name, MODEL, shape, "bfloat16", cost.flops, cost.bytes, seconds)
-                )
-            cost, seconds = total(stages), SLOWDOWN * roof.step_seconds(stages)
-            peers = [Peer("plain torch", timing(PEER_SLOWDOWN * seconds), None)]
-            rows.append(
-                Row(
-                    "step",
-                    DENOISING_STEP,
-                    MODEL,
-                    shape,
-                    "bfloat16",
-                    cost.flops,
-                    cost.bytes,
-                    timing(seconds),
-                    peers,
-                )
-            )
+    def build(
+        batches: Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
+        kinds: Sequence[str] = (DENOISE,),
+        contexts: Sequence[int] = (),
+    ) -> Record:
+        rows = []
+        for kind in kinds:
+            for batch in batches:
+                rows += rows_of(Forward(kind, batch, BLOCKS[kind], CONTEXT, "bfloat16"))
+                for context in contexts if kind in (DENOISE, DECODE) else ():
+                    forward = Forward(kind, batch, BLOCKS[kind], context, "bfloat16")
+                    rows += rows_of(forward, stages=False)
         return Record(
             schema=SCHEMA,
             complete=True,
@@ -61,18 +83,8 @@ def make_record() -> Callable[..., Record]:
             backend="triton",
             versions={"python": "3.12.1", "torch": "2.11.0", "triton": "3.6.0"},
             device=Device("cuda", "NVIDIA H200", {"driver": "580.1", "SM clock": "1755 MHz"}),
-            ceilings=Ceilings(
-                Ceiling(READ, 0.99 * READ, 15),
-                Ceiling(0.95 * READ, 0.94 * READ, 15),
-                Ceiling(0.9 * READ, 0.9 * READ, 15),
-                {
-                    "bfloat16": Ceiling(PEAK, 0.98 * PEAK, 15),
-                    "float16": Ceiling(1.01 * PEAK, PEAK, 15),
-                    "tf32": Ceiling(0.5 * PEAK, 0.5 * PEAK, 15),
-                    "float32": Ceiling(51e12, 50e12, 15),
-                },
-            ),
-            models={MODEL: config},
+            ceilings=CEILINGS,
+            models={MODEL: PRESETS["8b"]},
             rows=rows,
             skipped=[Skipped("block_attention, batch 64", "out of time")],
         )
@@ -82,4 +94,13 @@ def make_record() -> Callable[..., Record]:
 
 @pytest.fixture(scope="session")
 def record(make_record: Callable[..., Record]) -> Record:
+    """Denoising steps alone, behind one context."""
     return make_record()
+
+
+@pytest.fixture(scope="session")
+def grid_record(make_record: Callable[..., Record]) -> Record:
+    """All kinds of forwards, and whole steps over batch and context."""
+    return make_record(
+        kinds=(DENOISE, DECODE, DRAFT, VERIFY, QUADRATIC), contexts=(4096, 16384, 32768)
+    )

@@ -1,4 +1,4 @@
-"""Ceilings are rates of work that was done; datasheets are dense and found by name."""
+"""Ceilings are rates of work that was done."""
 
 import time
 
@@ -6,27 +6,9 @@ import pytest
 import torch
 
 from dlm_roofline import ceilings
-from dlm_roofline.ceilings import DATASHEETS, measure_ceilings, run_seconds
+from dlm_roofline.ceilings import measure_ceilings, run_seconds
 
-
-@pytest.mark.parametrize(
-    ("name", "terabytes", "ridge"),
-    [
-        ("NVIDIA H200", 4.8, 206),
-        ("NVIDIA H100 80GB HBM3", 3.35, 295),
-        ("NVIDIA A100-SXM4-80GB", 2.039, 153),
-        ("NVIDIA B200", 8.0, 281),
-    ],
-)
-def test_datasheet_of_a_device_as_torch_names_it(name, terabytes, ridge) -> None:
-    sheet = DATASHEETS[name]
-    assert sheet.bandwidth == terabytes * 1e12
-    assert sheet.matmul["bfloat16"] / sheet.bandwidth == pytest.approx(ridge, abs=0.5)
-
-
-def test_a_device_without_a_datasheet_has_none() -> None:
-    assert "AMD EPYC" not in DATASHEETS
-    assert "NVIDIA H200 NVL" not in DATASHEETS  # and not that of the SXM board
+HOST = torch.device("cpu")
 
 
 def test_run_seconds_times_the_work_and_not_what_comes_before() -> None:
@@ -42,30 +24,89 @@ def test_run_seconds_times_the_work_and_not_what_comes_before() -> None:
     assert all(0.002 <= each for each in seconds) and min(seconds) < 0.02
 
 
-def test_ceilings_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes as small as these measure caches; that the rates hang together is all that's asked."""
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes so small that they measure caches."""
     monkeypatch.setitem(ceilings.STREAM_BYTES, "cpu", 8 << 20)
     monkeypatch.setitem(ceilings.MATMUL_SIZE, "cpu", 256)
+
+
+def test_ceilings_of_the_host(small: None) -> None:
+    """That the rates hang together is all that's asked."""
     precision = torch.get_float32_matmul_precision()
-    measured = measure_ceilings(torch.device("cpu"), runs=3)
+    measured = measure_ceilings(HOST, runs=3)
     assert torch.get_float32_matmul_precision() == precision
     assert "float32" in measured.matmul
-    for ceiling in (measured.read, measured.copy, measured.write, *measured.matmul.values()):
+    streams = (measured.read, measured.copy, measured.write, measured.triad)
+    for ceiling in (*streams, *measured.matmul.values()):
         assert ceiling.best >= ceiling.median > 0
         assert ceiling.runs == 3
     # A core does tens of GB/s and GFLOP/s: a wrong unit or count would be off by far more.
-    assert 1e8 < measured.read.best < 1e13
+    assert all(1e8 < stream.best < 1e13 for stream in streams)
     assert 1e9 < measured.matmul["float32"].best < 1e14
+    # And it takes a microsecond or so to call into torch.
+    assert 1e-8 < measured.launch.best <= measured.launch.median < 1e-3
+    assert (measured.exps, measured.l2, measured.graph_node) == (None, None, None)
 
 
-def test_stream_buffers_take_at_most_a_quarter_of_what_is_free(
+def test_rates_are_the_counted_work_over_the_time_of_a_run(
+    small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every run takes 1, 2 and 6 seconds by this clock, and really runs."""
+
+    def three_runs(fn, device, *, runs: int) -> list[float]:
+        fn()
+        return [1.0, 2.0, 6.0]
+
+    monkeypatch.setattr(ceilings, "run_seconds", three_runs)
+    # To this clock no product is slower than another.
+    monkeypatch.setattr(ceilings, "_is_emulated", lambda *_: False)
+    monkeypatch.setattr(ceilings, "LAUNCHES", 10)
+    measured, n_bytes = measure_ceilings(HOST, runs=3), 8 << 20
+    assert (measured.read.best, measured.read.median) == (n_bytes, n_bytes / 2)
+    assert measured.write.best == n_bytes
+    assert measured.copy.best == 2 * n_bytes
+    assert measured.triad.best == 3 * n_bytes
+    assert set(measured.matmul) == {"float32", "bfloat16", "int8"}
+    assert {each.best for each in measured.matmul.values()} == {2 * 256**3}
+    assert (measured.launch.best, measured.launch.median) == pytest.approx((0.1, 0.2))
+
+
+def test_a_product_that_a_host_emulates_is_left_out(
+    small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ceilings, "_is_emulated", lambda name, rate: name == "bfloat16")
+    assert set(measure_ceilings(HOST, runs=1).matmul) == {"float32", "int8"}
+
+
+def test_a_build_of_torch_without_products_of_8_bits_measures_the_others(
+    small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_):
+        raise RuntimeError("not implemented")
+
+    monkeypatch.setattr(ceilings, "_is_emulated", lambda *_: False)
+    monkeypatch.setattr(torch, "_int_mm", refuse)
+    assert set(measure_ceilings(HOST, runs=1).matmul) == {"float32", "bfloat16"}
+
+
+@pytest.mark.parametrize(("name", "out"), [("float8_e4m3fn", "bfloat16"), ("int8", "int32")])
+def test_products_of_8_bits_are_whole_ones(name: str, out: str) -> None:
+    product = ceilings._matmul(name, 64, HOST)()
+    assert product.shape == (64, 64) and product.dtype == getattr(torch, out)
+    assert product.float().std() > 1  # of random numbers: none of the factors is 0
+
+
+def test_each_stream_buffer_takes_at_most_an_eighth_of_what_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    host, free = torch.device("cpu"), 10_000_000
-    assert ceilings.free_memory(host) > 1 << 20
+    free = 10_000_000
+    assert ceilings.free_memory(HOST) > 1 << 20
     monkeypatch.setattr(ceilings, "free_memory", lambda _: free)
-    reads, copied, written = ceilings._bandwidths(host, lambda work, _: work)
-    assert written == reads[0] == 4 * 65536 * 4 and copied == 2 * written <= free / 4
+    moved = {name: stream.n_bytes for name, stream in ceilings.streams(HOST).items()}
+    n_bytes = 4 * 65536 * 4
+    assert moved == {"read": n_bytes, "write": n_bytes, "copy": 2 * n_bytes, "triad": 3 * n_bytes}
+    assert n_bytes <= free / 8
 
 
 def test_the_read_kernel_reads_every_element(triton_device: str) -> None:
@@ -81,3 +122,30 @@ def test_the_kernel_takes_as_many_exponentials_as_its_rate_counts(triton_device:
     for _ in range(3):
         x = torch.exp2(-x)
     assert out.cpu().double() == pytest.approx(x.sum().expand(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("programs", [1, 5], ids=["one program", "programs that begin apart"])
+def test_the_kernel_reads_a_buffer_in_l2_round_and_round(triton_device: str, programs: int) -> None:
+    tiles, times = 3, 8
+    x = torch.randn(tiles * 4096, device=triton_device)
+    out = torch.full((programs,), torch.nan, device=triton_device)
+    ceilings.read_again(x, out, times)
+    sums = x.view(tiles, -1).double().sum(1)
+    begins = [program * tiles // programs for program in range(programs)]
+    expected = [sum(sums[(begin + i) % tiles] for i in range(times)) for begin in begins]
+    torch.testing.assert_close(out.double(), torch.stack(expected), rtol=1e-3, atol=1e-2)
+
+
+def test_an_empty_kernel_launches(triton_device: str) -> None:
+    ceilings.launch_nothing()
+
+
+@pytest.mark.gpu
+def test_ceilings_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ceilings.MATMUL_SIZE, "cuda", 2048)
+    measured = measure_ceilings(torch.device("cuda", torch.cuda.current_device()), runs=3)
+    assert {"bfloat16", "float16", "tf32", "float32"} <= set(measured.matmul)
+    assert measured.l2.best > measured.read.best > 1e11
+    assert 1e11 < measured.exps.best < 1e14
+    assert 1e-7 < measured.graph_node.best < measured.launch.best < 1e-3
+    assert measured.triad is None

@@ -4,9 +4,11 @@ import pytest
 
 from dlm_core import PRESETS
 from dlm_kernels import Cost
+from dlm_roofline.forward import DECODE, DENOISE, Forward
 from dlm_roofline.predict import Crossing, Roof, ridge_crossing
 from dlm_roofline.step_cost import step_cost, total
 
+DTYPES = ("bfloat16", "float32")
 H200 = Roof(bandwidth=4.3e12, peak=790e12)
 
 
@@ -46,17 +48,18 @@ def test_a_step_takes_the_sum_of_its_stages() -> None:
 def test_floor_of_a_forward_at_the_datasheet_bandwidth(size, milliseconds) -> None:
     """One row without context: what streaming the published weights takes at 4.8 TB/s."""
     roof = Roof(bandwidth=4.8e12, peak=990e12)
-    seconds = roof.step_seconds(step_cost(PRESETS[size], 1, 1, 0, itemsize=2))
+    seconds = roof.step_seconds(step_cost(PRESETS[size], Forward(DECODE, 1, 1, 0, "bfloat16")))
     assert seconds * 1e3 == pytest.approx(milliseconds, rel=0.005)
 
 
 @pytest.mark.parametrize("context", [0, 1024, 8192])
 def test_crossing_is_the_first_batch_at_the_ridge(context) -> None:
     config = PRESETS["8b"]
-    crossing = ridge_crossing(config, 32, context, itemsize=2, ridge=184)
+    crossing = ridge_crossing(config, 32, context, dtype="bfloat16", ridge=184)
 
     def intensity(batch: int) -> float:
-        return total(step_cost(config, batch, 32, context, itemsize=2)).intensity
+        forward = Forward(DENOISE, batch, 32, context, "bfloat16")
+        return total(step_cost(config, forward)).intensity
 
     assert crossing.block == 32
     assert intensity(crossing.batch) >= 184 > intensity(crossing.batch - 1)
@@ -64,16 +67,21 @@ def test_crossing_is_the_first_batch_at_the_ridge(context) -> None:
 
 def test_without_context_the_crossing_lies_a_little_above_the_ridge_in_rows() -> None:
     """Weights alone give 1 FLOP/byte a row in bfloat16; activations push the crossing up."""
-    crossing = ridge_crossing(PRESETS["8b"], 32, 0, itemsize=2, ridge=184)
+    crossing = ridge_crossing(PRESETS["8b"], 32, 0, dtype="bfloat16", ridge=184)
     assert 184 <= crossing.rows <= 184 * 1.25
 
 
 def test_a_low_ridge_is_crossed_within_one_block() -> None:
-    assert ridge_crossing(PRESETS["8b"], 32, 0, itemsize=2, ridge=0.5) == Crossing(1, 1)
-    crossing = ridge_crossing(PRESETS["8b"], 32, 0, itemsize=2, ridge=8)
+    assert ridge_crossing(PRESETS["8b"], 32, 0, dtype="bfloat16", ridge=0.5) == Crossing(1, 1)
+    crossing = ridge_crossing(PRESETS["8b"], 32, 0, dtype="bfloat16", ridge=8)
     assert crossing.batch == 1 and 8 <= crossing.block <= 9
 
 
 def test_long_contexts_can_keep_a_step_below_the_ridge_for_good() -> None:
     """3B at 32k: a request reads 3.5 GB of context of its own, at 128 FLOP/byte at most."""
-    assert ridge_crossing(PRESETS["3b"], 32, 32768, itemsize=2, ridge=184) is None
+    assert ridge_crossing(PRESETS["3b"], 32, 32768, dtype="bfloat16", ridge=184) is None
+
+
+def test_float32_takes_twice_the_rows_to_cross() -> None:
+    rows = [ridge_crossing(PRESETS["8b"], 1, 0, dtype=dtype, ridge=50).rows for dtype in DTYPES]
+    assert 2 * rows[0] <= rows[1] <= 2.1 * rows[0]  # activations, in bytes twice as many too

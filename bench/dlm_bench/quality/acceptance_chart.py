@@ -6,11 +6,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dlm_roofline.style import FONT_SIZE
+from dlm_roofline.charts.style import FONT_SIZE
 
 from .records import OracleDraft, QualityRecord, Result
 from .scores import FEWEST, Accepted, acceptance, exact_tasks, headline, indices, right_by_itself
 from .style import LOOKS, SMALL, write_title
+
+NAME = "acceptance"  # what its files are called by, and the marks of its curves
 
 
 def acceptance_chart(record: QualityRecord) -> Figure | None:
@@ -31,12 +33,16 @@ def acceptance_chart(record: QualityRecord) -> Figure | None:
     figure = Figure(figsize=(14, 11))
     n = len(indices(record, exact_tasks(record), len(next(iter(drafted.values())).right)))
     block = record.model.block_size
-    title = f"Drafts that linear self-speculation accepts, blocks of {block}"
     hidden = f"chances of fewer than {FEWEST} cycles are left out"
-    write_title(figure, record, title, f"{n} held-out examples, Python functions below; {hidden}")
+    write_title(
+        figure, record, title_of(record), f"{n} held-out examples, Python functions below; {hidden}"
+    )
     curves = figure.add_axes((0.07, 0.56, 0.87, 0.31))
+    first = 0
     for result in drafted.values():
-        _draw_curve(curves, record, result)
+        count = len(_enough(acceptance(record, result, exact_tasks(record))))
+        _draw_curve(curves, record, result, f"{NAME}-{first}+{count}")
+        first += count
     for drafts in record.oracle_drafts:
         if drafts.block_length == block:
             _draw_by_itself(curves, record, drafts)
@@ -51,35 +57,61 @@ def acceptance_chart(record: QualityRecord) -> Figure | None:
     return figure
 
 
-def _draw_curve(axes: Axes, record: QualityRecord, result: Result) -> None:
+def title_of(record: QualityRecord) -> str:
+    return f"Drafts that linear self-speculation accepts, blocks of {record.model.block_size}"
+
+
+def curve_lines(record: QualityRecord) -> list[dict]:
+    """What the curves of accepted drafts show, a line a mark: for programs, and for tooltips."""
+    return [
+        {"drafts": "with the LoRA" if result.setting.lora else "without the LoRA"}
+        | {"position": position, "cycles": each.cycles, "accepted": each.share.value}
+        | {"accepted_low": each.share.low, "accepted_high": each.share.high}
+        for name, result in headline(record).items()
+        if name.startswith("linear")
+        for position, each in _enough(acceptance(record, result, exact_tasks(record)))
+    ]
+
+
+def _enough(found: Sequence[Accepted]) -> list[tuple[int, Accepted]]:
+    """Positions that enough cycles reached, counted from 1."""
+    return [(x, each) for x, each in enumerate(found, start=1) if each.cycles >= FEWEST]
+
+
+def _draw_curve(axes: Axes, record: QualityRecord, result: Result, marks: str) -> None:
+    """marks: id of the line; the ids of its marks are `<name>-<first>` and so on."""
     found = acceptance(record, result, exact_tasks(record))
     n = len(indices(record, exact_tasks(record), len(result.right)))
     lora = bool(result.setting.lora)
-    _draw_chances(axes, found, lora, f"it and all before are right, {n} examples", marked=True)
+    _draw_chances(axes, found, lora, f"it and all before are right, {n} examples", marks=marks)
 
 
 def _draw_by_itself(axes: Axes, record: QualityRecord, drafts: OracleDraft) -> None:
     """How often each draft is right whatever stands before it."""
     found = right_by_itself(record, drafts, exact_tasks(record))
     n = len(indices(record, exact_tasks(record), len(drafts.tokens)))
-    _draw_chances(axes, found, drafts.lora, f"right by itself, {n} examples", marked=False)
+    _draw_chances(axes, found, drafts.lora, f"right by itself, {n} examples")
 
 
 def _draw_chances(
-    axes: Axes, found: Sequence[Accepted], lora: bool, what: str, *, marked: bool
+    axes: Axes, found: Sequence[Accepted], lora: bool, what: str, *, marks: str | None = None
 ) -> None:
     """A curve with its band over the positions of enough cycles, and from how many they come."""
-    shown = [(x, each) for x, each in enumerate(found, start=1) if each.cycles >= FEWEST]
+    shown = _enough(found)
     if not shown:
         return
     look = LOOKS["linear_spec, LoRA" if lora else "linear_spec"]
     xs = [x for x, _ in shown]
     cycles = [each.cycles for _, each in shown]
     label = f"{'with' if lora else 'without'} the LoRA: {what}, {cycles[0]} to {cycles[-1]} cycles"
-    style = {"marker": look.marker} if marked else {"linestyle": (0, (2, 1)), "linewidth": 1.4}
+    style = {"linestyle": (0, (2, 1)), "linewidth": 1.4}
+    if marks is not None:
+        style = {"marker": look.marker, "gid": marks}
     axes.plot(xs, [each.share.value for _, each in shown], color=look.color, label=label, **style)
     low, high = ([each.share[end] for _, each in shown] for end in (1, 2))
-    axes.fill_between(xs, low, high, color=look.color, alpha=0.2 if marked else 0.1, linewidth=0)
+    axes.fill_between(
+        xs, low, high, color=look.color, alpha=0.1 if marks is None else 0.2, linewidth=0
+    )
 
 
 def _dress(axes: Axes, block: int) -> None:

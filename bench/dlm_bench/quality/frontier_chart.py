@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from dlm_roofline.style import FONT_SIZE
+from dlm_roofline.charts.style import FONT_SIZE
 
 from .evaluate import CONCURRENT
 from .frontier import Point, frontier, points
@@ -16,6 +16,8 @@ from .grid import BLOCKS
 from .records import QualityRecord
 from .scores import common_length, exact_tasks, oracle_tpf
 from .style import GREY, LOOKS, MODES, ORACLE, SMALL, Look, family, write_title
+
+NAME = "frontier"  # what its files are called by, and the marks of its points
 
 _HALO = [withStroke(linewidth=2, foreground="white")]  # keeps text legible on lines
 _NEAR = 0.12  # how far the second panel goes below AR's share right
@@ -46,7 +48,8 @@ def frontier_chart(record: QualityRecord) -> Figure:
         top = max(point.score.right.high for point in (ar, *best))
         near = (max(-0.04, ar.y - _NEAR), top + 0.008)
         _draw_panel(figure.add_axes(_PANELS[0]), shown, best, ar, oracles, whole, "all settings")
-        _draw_panel(figure.add_axes(_PANELS[1]), shown, best, ar, oracles, near, "near AR")
+        second = figure.add_axes(_PANELS[1])
+        _draw_panel(second, shown, best, ar, oracles, near, "near AR", suffix=".2")
     else:
         _draw_panel(figure.add_axes(_ALONE), shown, best, ar, oracles, whole, "all settings")
     _draw_legends(figure, shown, oracles)
@@ -62,7 +65,9 @@ def _draw_panel(
     oracles: dict[int, float],
     limits: tuple[float, float],
     title: str,
+    suffix: str = "",
 ) -> None:
+    """suffix: ends the ids of marks, so that a point's second one has an id of its own."""
     visible = [point for point in shown if limits[0] <= point.y <= limits[1]]
     _set_scales(axes, visible, oracles, limits)
     axes.set_title(title, loc="left", fontsize=FONT_SIZE)
@@ -76,8 +81,8 @@ def _draw_panel(
         on_top = point in best or point.is_ar
         if on_top:
             _draw_intervals(axes, point, look)
-        zorder = 6 if on_top else 5
-        axes.plot(point.x, point.y, markersize=_size(point), zorder=zorder, **_mark(look))
+        style = _mark(look) | {"markersize": _size(point), "zorder": 6 if on_top else 5}
+        axes.plot(point.x, point.y, gid=f"{NAME}-{shown.index(point)}{suffix}", **style)
     _join_thresholds(axes, visible)
     if ar is not None:
         axes.axhline(ar.y, color="black", linewidth=0.8, linestyle=":", zorder=1)

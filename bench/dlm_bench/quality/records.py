@@ -25,7 +25,8 @@ SCOPES = ("standard", "quick")
 _NOT_DECODING = {"cli.py", "generate_command.py", "block_trace.py", "training", "small_model"}
 # Parts of this folder that only show what a record holds.
 _SHOWING = {
-    "acceptance_chart.py", "charts.py", "frontier_chart.py", "readme.py", "style.py", "tables.py",
+    "acceptance_chart.py", "charts.py", "frontier_chart.py", "profile.py", "readme.py", "style.py",
+    "tables.py",
 }  # fmt: skip
 
 

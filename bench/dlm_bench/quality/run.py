@@ -30,6 +30,7 @@ from ..machine import commit, describe_device, versions
 from . import grid, oracle, perplexity, tables
 from .evaluate import Setting, encoded, evaluate, longest_answer, sample
 from .grid import AUTOREGRESSIVE, Grid
+from .profile import write_profile
 from .records import (
     SCHEMA,
     Checkpoint,
@@ -420,7 +421,7 @@ def _report(record: QualityRecord, path: Path, out: Path) -> None:
     for table in tables.tables(record):
         bench_tables.print_table(table, console)
     stem = out / path.stem
-    written = tables.write_csvs(record, stem)
+    written = [*tables.write_csvs(record, stem), *write_profile(record, out)]
     try:
         # Here and not above: what measures runs without matplotlib.
         from .charts import draw

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from dlm_roofline.style import FONT_SIZE
+from dlm_roofline.charts.style import FONT_SIZE
 
 from .evaluate import Setting
 from .records import QualityRecord

@@ -263,8 +263,8 @@ def write_csvs(record: QualityRecord, stem: Path) -> list[Path]:
     parts = {
         "settings": _setting_lines(record, {"all but Python": exact_tasks(record)}),
         "tasks": _setting_lines(record, {task: [task] for task in record.sample.tasks}),
-        "frontier": _frontier_lines(record),
-        "acceptance": _acceptance_lines(record),
+        "frontier": frontier_lines(record),
+        "acceptance": acceptance_lines(record),
         "oracle": _oracle_lines(record),
         "perplexity": [
             vars(each) | {"tokens_are": "masked" if _is_masked(each) else "all"}
@@ -295,10 +295,10 @@ def _write_csv(record: QualityRecord, path: Path, lines: Sequence[dict]) -> None
         if lines:
             rows = csv.DictWriter(file, lines[0], lineterminator="\n")
             rows.writeheader()
-            rows.writerows({key: _cell(value) for key, value in line.items()} for line in lines)
+            rows.writerows({key: cell(value) for key, value in line.items()} for line in lines)
 
 
-def _cell(value: object) -> object:
+def cell(value: object) -> object:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
@@ -320,7 +320,7 @@ def _setting_lines(record: QualityRecord, groups: dict[str, list[str]]) -> list[
     return lines
 
 
-def _frontier_lines(record: QualityRecord) -> list[dict]:
+def frontier_lines(record: QualityRecord) -> list[dict]:
     """The points of the picture: on the examples that every setting saw."""
     shown = points(record)
     best = frontier(shown)
@@ -334,7 +334,7 @@ def _frontier_lines(record: QualityRecord) -> list[dict]:
     ]
 
 
-def _acceptance_lines(record: QualityRecord) -> list[dict]:
+def acceptance_lines(record: QualityRecord) -> list[dict]:
     return [
         vars(result.setting)
         | {"tasks": name, "position": position, "cycles": each.cycles}

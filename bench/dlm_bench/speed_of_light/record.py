@@ -105,7 +105,7 @@ def gone_on_with(fresh: Record, folder: Path) -> Record:
     path = folder / fresh.file_name
     if not path.exists():
         return fresh
-    found = read(Record, path, SCHEMA)
+    found = read(Record, path, SCHEMA, made_by="`dlm gpu-bench`")
     same = (found.device.name, found.sources, found.model, found.dtype, found.backend)
     wanted = (fresh.device.name, fresh.sources, fresh.model, fresh.dtype, fresh.backend)
     return found if same == wanted else fresh

@@ -13,13 +13,10 @@ from dlm_kernels import (
     lm_head_confidence_cost,
     remask_scatter_cost,
 )
+from dlm_roofline.forward import DENOISE, DRAFT, QUADRATIC, VERIFY
+from dlm_roofline.step_cost import step_cost
 
 from . import ops, steps
-from .costs import (
-    forward_costs,
-    linear_cycle_costs,
-    quadratic_cycle_costs,
-)
 from .device import Measured, UnderTest
 from .record import Result
 from .sizes import Sizes
@@ -67,19 +64,20 @@ def rows_of(sizes: Sizes) -> list[Row]:
     """Every row, in the order in which they are measured."""
     config, dtype, size = sizes.config, sizes.dtype, sizes.dtype.itemsize
     block, vocab, context = config.block_size, config.vocab_size, sizes.context
-    name_of_dtype = str(dtype).removeprefix("torch.")
     found: list[Row] = []
 
-    def add(name, target, checks, costs, seconds, measure, dtype: str = name_of_dtype) -> None:
+    def costs_of(*forward, **more) -> list[Cost]:
+        return list(step_cost(config, sizes.forward(*forward, **more)).values())
+
+    def add(name, target, checks, costs, seconds, measure, dtype: str = sizes.dtype_name) -> None:
         found.append(Row(name, target, tuple(checks), tuple(costs), dtype, seconds, measure))
 
     def add_step(batch: int, times: float) -> None:
-        costs = forward_costs(config, batch, block, context, itemsize=size).values()
         add(
             f"whole step, batch {batch}, context {context}",
             f"<= {times}x floor",
             [Check(OVER_FLOOR, "at most", times)],
-            costs,
+            costs_of(DENOISE, batch),
             45 if batch == 1 else 15,  # the first makes the model and compiles its kernels
             partial(steps.measure_step, batch=batch),
         )
@@ -126,12 +124,11 @@ def rows_of(sizes: Sizes) -> list[Row]:
         )
 
     def add_quadratic(k: int, checks: list[Check]) -> None:
-        costs = quadratic_cycle_costs(config, 1, k, context, itemsize=size).values()
         add(
             f"quadratic self-speculation, k {k}, batch 1, context {context}",
             "<= 1.25x floor" if checks else "a point of time(rows)",
             checks,
-            costs,
+            costs_of(QUADRATIC, rows=k * (k + 1)),
             10 if checks else 6,
             partial(steps.measure_quadratic_cycle, k=k),
         )
@@ -152,7 +149,7 @@ def rows_of(sizes: Sizes) -> list[Row]:
         f"linear self-speculation, a cycle, batch 1, context {context}",
         "<= 1.15x floor of its two forwards",
         [Check(OVER_FLOOR, "at most", 1.15)],
-        linear_cycle_costs(config, 1, context, itemsize=size).values(),
+        costs_of(DRAFT) + costs_of(VERIFY),
         15,
         steps.measure_linear_cycle,
     )
@@ -181,12 +178,11 @@ def rows_of(sizes: Sizes) -> list[Row]:
         add_attention(1, each)
     add_quadratic(sizes.ks[0], [Check(OVER_FLOOR, "at most", 1.25)])
     for weights, times in FASTER_BY_WEIGHTS.items():
-        costs = forward_costs(config, 1, block, context, itemsize=size, weights=weights)
         add(
             f"step with {weights} weights, batch 1, context {context}",
             f">= {times}x faster than 16 bits" + " (a stretch)" * (weights == "int4"),
             [Check("16-bit step over ours", "at least", times)],
-            costs.values(),
+            costs_of(DENOISE, weights=weights),
             25,
             partial(steps.measure_quantized_step, weights=weights),
         )

@@ -16,7 +16,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from dlm_kernels import Cost
 from dlm_kernels.backend import backend_for
-from dlm_roofline.ceilings import DATASHEETS, measure_ceilings
+from dlm_roofline.ceilings import measure_ceilings
+from dlm_roofline.datasheets import DATASHEETS
 from dlm_roofline.predict import Roof
 from dlm_roofline.records import check_writable
 from dlm_roofline.text import three_digits

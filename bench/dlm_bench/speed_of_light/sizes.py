@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from dlm_core import PRESETS, ModelConfig
+from dlm_roofline.forward import Forward
 
 
 @dataclass(frozen=True)
@@ -30,3 +31,14 @@ class Sizes:
     head_rows: tuple[int, ...] = (32, 2048, 256, 1, 4096, 128, 512, 64, 1024)
     ks: tuple[int, ...] = (10, 16, 6, 8, 12, 14, 7, 9, 11, 13, 15)
     fp8_context: int = 32768
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def forward(
+        self, kind: str, batch: int = 1, rows: int | None = None, weights: str | None = None
+    ) -> Forward:
+        """A forward behind `context`, of the model's block or of so many rows a request."""
+        block = self.config.block_size if rows is None else rows
+        return Forward(kind, batch, block, self.context, self.dtype_name, weights)

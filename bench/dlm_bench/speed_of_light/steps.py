@@ -10,6 +10,7 @@ from dlm_core import Model
 from dlm_core.decoding.runner import Runner
 from dlm_core.decoding.self_speculation import linear_cycle, quadratic_cycle
 from dlm_kernels import raise_on_error
+from dlm_roofline.forward import DENOISE
 
 from ..steps import StepBench
 from .device import Measured, UnderTest
@@ -21,7 +22,7 @@ PUBLISHED_ACCEPTANCE = 8.69
 
 def measure_step(on: UnderTest, batch: int) -> Measured:
     """A denoising step over blocks of masks, and what it allocates at its peak."""
-    bench = StepBench(on.model, batch, on.sizes.config.block_size, on.sizes.context)
+    bench = StepBench(on.model, on.sizes.forward(DENOISE, batch))
     steps = {numerics: partial(bench.step, numerics) for numerics in NUMERICS}
     timings = {name: on.clock(step, reset=bench.reset) for name, step in steps.items()}
     bench.reset()
@@ -63,8 +64,7 @@ def measure_quantized_step(on: UnderTest, weights: str) -> Measured:
     """A step at batch 1 with quantised projections, against the same weights as they were."""
     from dlm_core.quantization import quantize_model
 
-    config = on.sizes.config
-    bench = StepBench(on.model, 1, config.block_size, on.sizes.context)
+    bench = StepBench(on.model, on.sizes.forward(DENOISE))
     plain = on.clock(partial(bench.step, "fast"), reset=bench.reset)
     bench.reset()
     logits = _logits(bench)

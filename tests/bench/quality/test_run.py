@@ -280,7 +280,7 @@ def test_a_record_of_other_things_is_not_gone_on_with(
         (lambda values: values.update(schema=99), "schema is 99; this version reads 2"),
         (lambda values: values.pop("code"), "record.code is missing"),
         (lambda values: values.update(more=1), "record.more is not a known field"),
-        (lambda values: values["results"][2].update(tokens=[1]), r"results\[2\]: tokens holds 1"),
+        (lambda values: values["results"][2].update(tokens=[1]), r"results\[2\].tokens holds 1"),
         (lambda values: values["results"][0].update(seconds="1"), r"results\[0\].seconds is '1'"),
         (lambda values: values["results"][0]["right"].append(1), r"results\[0\].right\[120\] is 1"),
         (lambda values: values["sample"].update(per_task=20), "autoregressive has 120 examples"),

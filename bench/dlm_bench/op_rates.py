@@ -1,0 +1,268 @@
+"""Measures what our ops reach at shapes of no model; predictions of whole forwards rest on it.
+
+Each op is called for next to nothing, for a call that streams and, if it multiplies, for one that
+multiplies most; layers' ops several times in a row over data of their own, as layers call them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from dlm_core import PRESETS, random_model
+from dlm_kernels import (
+    BlockState,
+    PartialSums,
+    Rule,
+    block_attention,
+    confidence,
+    gated_silu,
+    linear_partials,
+    lm_head_confidence,
+    quantize_weight,
+    remask_scatter,
+    residual_norm,
+    rope_kv_write,
+)
+from dlm_kernels.backend import backend_for
+from dlm_roofline.forward import DENOISE, WEIGHTS, Forward
+from dlm_roofline.op_rates import OpRate, Timed, op_rate
+from dlm_roofline.records import Timing
+from dlm_roofline.step_work import attention_work, linear_work
+
+from .cases import restore
+
+IN_A_ROW = 6  # calls of an op that layers have
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Standard shapes: sizes of weights, heads, and how many rows stream and multiply.
+
+    features: of a square weight. heads: query heads, KV heads, their dimension. batch, context: of
+    attention. vocab: of logits. rows: of what works element by element.
+    """
+
+    features: int
+    heads: tuple[int, int, int]
+    streaming_rows: int
+    multiplying_rows: int
+    batch: int
+    context: int
+    vocab: int
+    rows: int
+
+
+SIZES = {
+    "cpu": Sizes(1024, (8, 2, 64), 32, 192, 1, 3072, 8192, 256),
+    "cuda": Sizes(8192, (32, 8, 128), 32, 4096, 16, 8192, 131072, 4096),
+}
+
+Clock = Callable[..., Timing]
+
+
+def op_rates(
+    device: torch.device, dtype: torch.dtype, clock: Clock, *, kinds: tuple[str, ...] = WEIGHTS
+) -> dict[str, Callable[[], OpRate]]:
+    """How to measure each op, by its name in `step_work`.
+
+    clock: times a function as stages are timed. kinds: of quantised weights.
+    """
+    bench = _OpBench(device, dtype, clock, SIZES[device.type])
+    found = {
+        "lookup": bench.lookup,
+        "residual_norm": bench.residual_norm,
+        "rope_kv_write": bench.rope_kv_write,
+        "linear": bench.linear,
+        "gated_silu": bench.gated_silu,
+        "block_attention": bench.attention,
+        "lm_head_confidence": bench.lm_head,
+        "confidence": bench.confidence,
+        "remask_scatter": bench.remask,
+        **{f"linear {kind}": partial(bench.linear, kind) for kind in kinds},
+        "block_attention float8": partial(bench.attention, float8=True),
+    }
+    if bench.backend == "torch":
+        del found["lm_head_confidence"]  # it is "linear" and "confidence"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        del found["block_attention float8"]
+    return found
+
+
+class _OpBench:
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, clock: Clock, sizes: Sizes
+    ) -> None:
+        self.device, self.dtype, self.clock, self.sizes = device, dtype, clock, sizes
+        self.backend = backend_for(torch.empty(0, device=device))
+
+    def _randn(self, *shape: int) -> Tensor:
+        return torch.randn(shape, device=self.device).to(self.dtype)
+
+    def _seconds(self, call: Callable[[int], object], times: int = IN_A_ROW, **options) -> float:
+        """Of one call of `call(i)`, made for each i in a row."""
+
+        def run() -> None:
+            for i in range(times):
+                call(i)
+
+        return self.clock(run, **options).median / times
+
+    def _by_element(
+        self, call_of: Callable[[int], Callable[[int], object]], n_bytes: Callable[[int], float]
+    ) -> OpRate:
+        """An op without products: `call_of(rows)` moves `n_bytes(rows)` bytes."""
+        rows = self.sizes.rows
+        idle, streaming = self._seconds(call_of(1)), self._seconds(call_of(rows))
+        return op_rate(self.backend, idle, Timed(n_bytes(rows), 0.0, streaming))
+
+    def lookup(self) -> OpRate:
+        """The embedding and the rotations of a forward, which come once."""
+        model = random_model(PRESETS["tiny"], device=self.device, dtype=self.dtype)
+        hidden, size = model.config.hidden_size, self.dtype.itemsize
+
+        def call(rows: int) -> Callable[[int], object]:
+            tokens = torch.randint(0, 4096, (1, rows), device=self.device)
+            positions = torch.arange(rows, device=self.device)[None]
+            return lambda i: (model.encoder.embed_tokens(tokens), model.rotary(positions))
+
+        rows = self.sizes.rows
+        idle, streaming = (self._seconds(call(n), times=1) for n in (1, rows))
+        return op_rate(self.backend, idle, Timed(2.0 * size * rows * hidden, 0.0, streaming))
+
+    def residual_norm(self) -> OpRate:
+        hidden = self.sizes.features
+        weight = self._randn(hidden)
+
+        def call(rows: int) -> Callable[[int], object]:
+            xs, updates = (self._each(rows, hidden) for _ in range(2))
+            parts = [PartialSums(x[None], self.dtype) for x in updates]
+            return lambda i: residual_norm(xs[i], parts[i], weight, 1e-5)
+
+        return self._by_element(call, lambda rows: 4.0 * self.dtype.itemsize * rows * hidden)
+
+    def rope_kv_write(self) -> OpRate:
+        query_heads, kv_heads, head_dim = self.sizes.heads
+        width = (query_heads + 2 * kv_heads) * head_dim
+
+        def call(rows: int) -> Callable[[int], object]:
+            qkv = [PartialSums(x[None, None], self.dtype) for x in self._each(rows, width)]
+            cos, sin = torch.rand(2, 1, rows, head_dim // 2, device=self.device)
+            scale = torch.ones(1, rows, device=self.device)
+            return lambda i: rope_kv_write(qkv[i], cos, sin, scale, kv_heads=kv_heads)
+
+        return self._by_element(call, lambda rows: 2.0 * self.dtype.itemsize * rows * width)
+
+    def gated_silu(self) -> OpRate:
+        features = self.sizes.features
+
+        def call(rows: int) -> Callable[[int], object]:
+            parts = [PartialSums(x[None], self.dtype) for x in self._each(rows, 2 * features)]
+            return lambda i: gated_silu(parts[i])
+
+        return self._by_element(call, lambda rows: 3.0 * self.dtype.itemsize * rows * features)
+
+    def linear(self, kind: str | None = None) -> OpRate:
+        features = self.sizes.features
+        small = self._randn(64, 256)
+        weights = [self._randn(features, features) for _ in range(IN_A_ROW)]
+        n_bytes = float(weights[0].nbytes)
+        if kind is not None:
+            small = quantize_weight(small, kind)
+            weights = [quantize_weight(weight, kind) for weight in weights]
+            n_bytes = float(weights[0].values.nbytes + weights[0].scales.nbytes)
+
+        def timed(rows: int) -> Timed:
+            x = self._randn(rows, features)
+            seconds = self._seconds(lambda i: linear_partials(x, weights[i]))
+            work = linear_work("linear", 1, rows, n_bytes, features**2, self.backend)
+            return Timed(work.bytes, work.flops, seconds)
+
+        x = self._randn(1, 256)
+        idle = self._seconds(lambda i: linear_partials(x, small))
+        streaming, multiplying = map(
+            timed, (self.sizes.streaming_rows, self.sizes.multiplying_rows)
+        )
+        return op_rate(self.backend, idle, streaming, multiplying)
+
+    def attention(self, *, float8: bool = False) -> OpRate:
+        query_heads, kv_heads, head_dim = self.sizes.heads
+        config = replace(
+            PRESETS["8b"],
+            num_attention_heads=query_heads,
+            num_key_value_heads=kv_heads,
+            head_dim=head_dim,
+        )
+        name = str(self.dtype).removeprefix("torch.")
+        scales = {}
+        if float8:
+            scale = torch.full((kv_heads,), 0.05, device=self.device)
+            scales = {"k_scale": scale, "v_scale": scale}
+
+        def timed(batch: int, block: int, context: int) -> Timed:
+            q = self._randn(batch, block, query_heads, head_dim)
+            k, v = (self._randn(batch, block, kv_heads, head_dim) for _ in range(2))
+            shape = (batch, max(context, 1), kv_heads, head_dim)
+            caches = [[self._randn(*shape) for _ in range(2)] for _ in range(IN_A_ROW)]
+            if float8:
+                caches = [[x.to(torch.float8_e4m3fn) for x in each] for each in caches]
+            lengths = torch.full((batch,), context, dtype=torch.int32, device=self.device)
+            seconds = self._seconds(
+                lambda i: block_attention(
+                    q, *caches[i], lengths, k, v, max_context=context, **scales
+                )
+            )
+            forward = Forward(DENOISE, batch, block, context, name, float8_cache=float8)
+            work = attention_work("block_attention", 1, forward, config, self.backend)
+            return Timed(work.bytes * work.calls, work.flops * work.calls, seconds)
+
+        sizes = self.sizes
+        idle = timed(1, 1, 0).seconds
+        streaming = timed(sizes.batch, 1, sizes.context)
+        multiplying = timed(sizes.batch, 96, sizes.context)
+        return op_rate(self.backend, idle, streaming, multiplying)
+
+    def lm_head(self) -> OpRate:
+        vocab, features = self.sizes.vocab, self.sizes.features // 2
+        head = self._randn(vocab, features) / 64
+
+        def timed(rows: int, weight: Tensor) -> Timed:
+            x = self._randn(rows, features)
+            seconds = self._seconds(lambda i: lm_head_confidence(x, weight), times=1)
+            work = linear_work("", 1, rows, float(weight.nbytes), weight.numel(), self.backend)
+            return Timed(work.bytes, work.flops, seconds)
+
+        idle = timed(1, head[:512]).seconds
+        streaming = timed(self.sizes.streaming_rows, head)
+        return op_rate(self.backend, idle, streaming, timed(self.sizes.multiplying_rows // 2, head))
+
+    def confidence(self) -> OpRate:
+        rows, vocab = self.sizes.rows, self.sizes.vocab
+        small, large = self._randn(1, 64), self._randn(rows, vocab)
+        idle, seconds = (
+            self._seconds(lambda i, x=x: confidence(x), times=1) for x in (small, large)
+        )
+        return op_rate(self.backend, idle, Timed(float(large.nbytes), 0.0, seconds))
+
+    def remask(self) -> OpRate:
+        def seconds(batch: int, block: int) -> float:
+            tokens = torch.full((batch, block), 100, dtype=torch.int32, device=self.device)
+            state = BlockState.start(tokens, 100)
+            start = [each.clone() for each in state]
+            candidate = torch.full_like(tokens, 7)
+            surety = torch.rand(batch, block, device=self.device)
+            rule = Rule(threshold=0.9)
+
+            def call(i: int) -> None:
+                remask_scatter(state, candidate, surety, rule, mask_id=100, eos_id=11)
+
+            return self._seconds(call, times=1, reset=lambda: restore(state, start))
+
+        batch, block = 128, 64
+        pairs = float(batch * block**2)
+        return op_rate(self.backend, seconds(1, 4), Timed(pairs, 0.0, seconds(batch, block)))
+
+    def _each(self, rows: int, width: int) -> list[Tensor]:
+        return [self._randn(rows, width) for _ in range(IN_A_ROW)]

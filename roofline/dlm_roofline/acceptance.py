@@ -1,0 +1,147 @@
+"""How many tokens a forward gives: acceptance profiles, by mode, block length and threshold.
+
+Hardware decides what a forward takes, the model and its texts how many tokens come of it; with both
+a mode's tokens per second follow. Profiles are published or measured by `dlm quality`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .forward import DECODE, DENOISE, DRAFT, QUADRATIC, VERIFY, Forward
+from .records import read
+
+SCHEMA = 1
+
+AUTOREGRESSIVE, DIFFUSION, LINEAR_SPEC, QUADRATIC_SPEC = MODES = (
+    "autoregressive", "diffusion", "linear_spec", "quadratic_spec",
+)  # fmt: skip
+
+# What one cycle of a mode runs. The commit of a finished block is one forward more in the count of
+# diffusion's tokens per forward, and costs what its steps do but for the unmasking.
+_FORWARDS = {
+    AUTOREGRESSIVE: (DECODE,),
+    DIFFUSION: (DENOISE,),
+    LINEAR_SPEC: (DRAFT, VERIFY),
+    QUADRATIC_SPEC: (QUADRATIC,),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way to decode, and what it gives.
+
+    mode: one of MODES.
+    size: the block length; of quadratic_spec k, of autoregressive 1.
+    threshold: the confidence from which diffusion commits; None of other modes and rules.
+    tokens_per_forward: every forward but the prefill counted; linear_spec has two a cycle.
+    accuracy: share of right answers, 0 to 1; None where nobody has measured it.
+    """
+
+    mode: str
+    size: int
+    threshold: float | None
+    tokens_per_forward: float
+    accuracy: float | None
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode is {self.mode!r}; it must be one of {', '.join(MODES)}")
+        if self.size < 1 or (self.size != 1 and self.mode == AUTOREGRESSIVE):
+            wanted = "1 in autoregressive" if self.mode == AUTOREGRESSIVE else "at least 1"
+            raise ValueError(f"size is {self.size}; it must be {wanted}")
+        if self.threshold is not None:
+            if self.mode != DIFFUSION:
+                raise ValueError(f"threshold is {self.threshold}; it must be null in {self.mode}")
+            if not 0 <= self.threshold <= 1:
+                raise ValueError(f"threshold is {self.threshold}; it must be in 0 to 1")
+        most = self.size / len(_FORWARDS[self.mode])
+        if not 0 < self.tokens_per_forward <= most:
+            raise ValueError(
+                f"tokens_per_forward is {self.tokens_per_forward}; {self.mode} of size {self.size}"
+                f" gives more than 0 and at most {most:g}"
+            )
+        if self.accuracy is not None and not 0 <= self.accuracy <= 1:
+            raise ValueError(f"accuracy is {self.accuracy}; it must be in 0 to 1")
+
+    @property
+    def name(self) -> str:
+        """In words: "diffusion 32, ≥ 0.9"."""
+        if self.mode == AUTOREGRESSIVE:
+            return self.mode
+        size = f"k {self.size}" if self.mode == QUADRATIC_SPEC else str(self.size)
+        threshold = "" if self.threshold is None else f", ≥ {self.threshold:g}"
+        return f"{self.mode} {size}{threshold}"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What the settings of one model give on one set of texts.
+
+    name: of the model. source: where the figures are from, in words.
+    """
+
+    schema: int
+    name: str
+    source: str
+    settings: list[Setting]
+
+    def __post_init__(self) -> None:
+        if not self.settings:
+            raise ValueError("settings is empty; a profile must have at least one")
+        seen = set()
+        for i, each in enumerate(self.settings):
+            key = (each.mode, each.size, each.threshold)
+            if key in seen:
+                raise ValueError(f"settings[{i}] is a second {each.name}; there must be one")
+            seen.add(key)
+
+    def of_mode(self, mode: str) -> list[Setting]:
+        return [each for each in self.settings if each.mode == mode]
+
+
+def _published(name: str, *figures: tuple[float, float]) -> Profile:
+    """figures: accuracy in percent and tokens per forward, by MODES."""
+    how = [(AUTOREGRESSIVE, 1, None), (DIFFUSION, 32, 0.9)]
+    how += [(LINEAR_SPEC, 32, None), (QUADRATIC_SPEC, 16, None)]
+    settings = [
+        Setting(*each, tokens, round(percent / 100, 4))
+        for each, (percent, tokens) in zip(how, figures, strict=True)
+    ]
+    source = (
+        f"Nemotron-Labs Diffusion {name.upper()} instruct, published results: averages of ten"
+        " tasks, blocks of 32, threshold 0.9, k 16"
+    )
+    return Profile(SCHEMA, name, source, settings)
+
+
+PUBLISHED = {
+    "3b": _published("3b", (55.50, 1.0), (52.90, 1.91), (55.00, 4.36), (55.80, 5.42)),
+    "8b": _published("8b", (63.61, 1.0), (63.18, 2.57), (62.81, 5.99), (64.04, 6.38)),
+    "14b": _published("14b", (67.46, 1.0), (66.51, 2.74), (66.36, 5.96), (68.15, 6.92)),
+}
+
+
+def load_profile(path: str | Path) -> Profile:
+    """The profile in a JSON file. A ValueError names the file and the field that does not fit."""
+    return read(Profile, path, SCHEMA)
+
+
+def forwards_of(
+    setting: Setting, batch: int, context: int, dtype: str, **kinds: object
+) -> list[Forward]:
+    """The forwards of one cycle, behind `context` tokens: [denoise], [decode], [draft, verify] or
+    [quadratic].
+
+    kinds: weights, float8_cache and shards, as `Forward` has them.
+    """
+    block = setting.size
+    if setting.mode == QUADRATIC_SPEC:
+        block *= setting.size + 1
+    return [
+        Forward(kind, batch, block, context, dtype, **kinds) for kind in _FORWARDS[setting.mode]
+    ]
+
+
+def tokens_per_cycle(setting: Setting) -> float:
+    """Tokens that one cycle gives each request, in the mean."""
+    return setting.tokens_per_forward * len(_FORWARDS[setting.mode])

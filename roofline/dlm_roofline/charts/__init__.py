@@ -1,0 +1,1 @@
+"""One file a picture, each with one public function that makes it from a record."""

@@ -1,0 +1,153 @@
+"""The cost model against what was measured: each stage and step of a record beside its prediction.
+
+What counts are stages and steps of at least 50 us on a GPU and 1 ms on a host; below that a clock
+says as much of itself as of the work. Of those the median error is to be at most 15%, the worst
+35%; what lies outside comes with what the record shows of the cause.
+"""
+
+from dataclasses import dataclass
+from statistics import median
+from typing import NamedTuple
+
+from .forward import KINDS
+from .records import Record, Row
+from .step_cost import STAGES
+from .step_time import StageTime, step_times
+from .text import percent
+
+LEAST_SECONDS = {"cuda": 50e-6, "cpu": 1e-3}
+MEDIAN_TARGET, WORST_TARGET = 0.15, 0.35
+
+# Runs of a row so far apart, or a step so far from its stages, say that others used the device.
+_SPREAD, _APART = 0.25, 0.2
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A measured stage or step and its prediction.
+
+    error: predicted / measured - 1, so that below 0 it took longer than predicted.
+    """
+
+    row: Row
+    predicted: StageTime
+    error: float
+
+
+class Outlier(NamedTuple):
+    """One that is further off than WORST_TARGET. why: what the record shows of it."""
+
+    checked: Checked
+    why: str
+
+
+@dataclass(frozen=True)
+class ModelCheck:
+    """All of a record. counted: those that are long enough to count, in the record's order."""
+
+    all: list[Checked]
+    counted: list[Checked]
+    outliers: list[Outlier]
+
+    @property
+    def median(self) -> float | None:
+        """Median size of the errors that count; None if none does."""
+        return median(abs(each.error) for each in self.counted) if self.counted else None
+
+    @property
+    def worst(self) -> float | None:
+        return max((abs(each.error) for each in self.counted), default=None)
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether both targets hold; None if nothing counts."""
+        if not self.counted:
+            return None
+        return self.median <= MEDIAN_TARGET and self.worst <= WORST_TARGET
+
+
+def model_check(record: Record) -> ModelCheck:
+    """Each stage and step of a record against `step_times` from its own ceilings."""
+    found = []
+    for row in record.rows:
+        if row.forward is None:
+            continue
+        config = record.models[row.model]
+        times = step_times(config, row.forward, record.ceilings, record.backend)
+        predicted = times[row.name] if row.kind == "stage" else whole(times)
+        found.append(Checked(row, predicted, predicted.seconds / row.timing.median - 1))
+    least = LEAST_SECONDS[record.device.kind]
+    counted = [each for each in found if each.row.timing.median >= least]
+    outliers = [
+        Outlier(each, _why(record, each)) for each in counted if abs(each.error) > WORST_TARGET
+    ]
+    return ModelCheck(found, counted, outliers)
+
+
+def whole(times: dict[str, StageTime]) -> StageTime:
+    """Of a step, whose stages run one after the other; held by what holds its longest stage."""
+    longest = max(times.values(), key=lambda stage: stage.seconds)
+    seconds = sum(stage.seconds for stage in times.values())
+    return StageTime(seconds, sum(stage.floor for stage in times.values()), longest.held_by)
+
+
+def _why(record: Record, checked: Checked) -> str:
+    """What the record itself shows of the cause of an outlier."""
+    row, timing = checked.row, checked.row.timing
+    reasons = []
+    if (spread := timing.high / timing.low - 1) > _SPREAD:
+        reasons.append(f"its runs lie {spread:.0%} apart")
+    if row.kind == "step" and (stages := record.stages_of(row)):
+        share = sum(stage.timing.median for stage in stages) / timing.median
+        if abs(share - 1) > _APART:
+            reasons.append(f"its stages, timed alone, add up to {share:.0%} of it")
+    if not record.ceilings.ops:
+        reasons.append("the record lacks rates of our ops: only ceilings were known")
+    return "; ".join(reasons) or "nothing in the record shows why"
+
+
+def summary(check: ModelCheck) -> str:
+    """How many count, and how far off they are, in a line."""
+    if not check.counted:
+        return "nothing here is long enough to count"
+    return (
+        f"{len(check.counted)} that count: median error {percent(check.median)}"
+        f" (target {MEDIAN_TARGET:.0%}), worst {percent(check.worst)} (target {WORST_TARGET:.0%})"
+    )
+
+
+ERROR_HEADER = ["forward", "stage", "that count", "median error", "from", "to"]
+
+
+def error_rows(check: ModelCheck) -> list[list[str]]:
+    """Cells of a table of errors by forward and stage, under ERROR_HEADER; below 0% it took longer
+    than predicted.
+    """
+    by_stage: dict[tuple[str, str], list[float]] = {}
+    for each in check.counted:
+        by_stage.setdefault((each.row.forward.kind, each.row.name), []).append(each.error)
+
+    def place(key: tuple[str, str]) -> tuple[int, int]:
+        kind, name = key
+        return KINDS.index(kind), STAGES.index(name) if name in STAGES else len(STAGES)
+
+    rows, last = [], None
+    for kind, name in sorted(by_stage, key=place):
+        errors = by_stage[kind, name]
+        figures = (median(errors), min(errors), max(errors))
+        cells = [f"{figure:+.0%}" for figure in figures]
+        rows.append(["" if kind == last else kind, name, str(len(errors)), *cells])
+        last = kind
+    return rows
+
+
+def outlier_lines(check: ModelCheck) -> list[str]:
+    """A line for each outlier: what, how far off, and why."""
+    return [f"{_place(each.row)}: {each.error:+.0%}: {why}" for each, why in check.outliers]
+
+
+def _place(row: Row) -> str:
+    forward = row.forward
+    weights = f", {forward.weights} weights" if forward.weights else ""
+    shape = f"{forward.kind} {forward.label}, context {forward.context}{weights}"
+    return f"{row.name} of {row.model}, {shape}"

@@ -1,0 +1,94 @@
+"""What our own ops reach at shapes of no model, from which the time of a forward is predicted.
+
+A call takes its overhead and the time of its work. On Triton bytes and FLOPs overlap and the slower
+counts; a host does one after the other, so there they add up:
+
+    triton: overhead + max(bytes / bandwidth, FLOPs / rate)
+    torch:  overhead + bytes / bandwidth + FLOPs / rate
+
+Each is solved for from three calls: one of next to no work, one that streams, one that multiplies.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class OpRate:
+    """overhead in seconds a call; bandwidth in bytes/s; flops in FLOP/s.
+
+    bandwidth, flops: None where the op's time does not grow by them.
+    """
+
+    overhead: float
+    bandwidth: float | None
+    flops: float | None
+
+    def __post_init__(self) -> None:
+        for name in ("overhead", "bandwidth", "flops"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+
+    def seconds(self, n_bytes: float, flops: float, backend: str) -> float:
+        """Of one call's work, without its overhead."""
+        streams = n_bytes / self.bandwidth if self.bandwidth else 0.0
+        multiplies = flops / self.flops if self.flops else 0.0
+        return max(streams, multiplies) if backend == "triton" else streams + multiplies
+
+
+class Timed(NamedTuple):
+    """A measured call: its bytes, its FLOPs, and the seconds it took."""
+
+    bytes: float
+    flops: float
+    seconds: float
+
+
+def op_rate(
+    backend: str, idle: float, streaming: Timed, multiplying: Timed | None = None
+) -> OpRate:
+    """The rates of an op by its calls; see the module.
+
+    idle: seconds of a call of next to no work. multiplying: None of an op without products.
+    """
+    streams = max(streaming.seconds - idle, 0.0)
+    if multiplying is None:
+        return OpRate(idle, _rate(streaming.bytes, streams), None)
+    multiplies = max(multiplying.seconds - idle, 0.0)
+    if backend == "triton":
+        return OpRate(idle, _rate(streaming.bytes, streams), _rate(multiplying.flops, multiplies))
+    # Two equations for the seconds a byte and a FLOP; neither is negative, whatever the noise.
+    (b1, f1, _), (b2, f2, _) = streaming, multiplying
+    determinant = b1 * f2 - b2 * f1
+    a_byte = (streams * f2 - multiplies * f1) / determinant
+    a_flop = (b1 * multiplies - b2 * streams) / determinant
+    if a_byte <= 0:
+        a_byte, a_flop = 0.0, multiplies / f2
+    elif a_flop <= 0:
+        a_byte, a_flop = streams / b1, 0.0
+    return OpRate(idle, 1 / a_byte if a_byte else None, 1 / a_flop if a_flop else None)
+
+
+def middle(rates: Sequence[OpRate]) -> OpRate:
+    """The medians of what one op reached at several times: of a host that others share, no single
+    moment speaks for a whole run.
+    """
+
+    def median_of(values: Iterable[float | None]) -> float | None:
+        # No bound at all is the highest rate there is.
+        value = median(math.inf if value is None else value for value in values)
+        return None if value == math.inf else value
+
+    return OpRate(
+        median(rate.overhead for rate in rates),
+        median_of(rate.bandwidth for rate in rates),
+        median_of(rate.flops for rate in rates),
+    )
+
+
+def _rate(work: float, seconds: float) -> float | None:
+    return work / seconds if seconds > 0 else None
