@@ -56,7 +56,7 @@ class Sizes:
 
 
 SIZES = {
-    "cpu": Sizes(1024, (8, 2, 64), 32, 192, 1, 3072, 8192, 256),
+    "cpu": Sizes(1024, (8, 2, 64), 32, 192, 1, 2048, 8192, 256),
     "cuda": Sizes(8192, (32, 8, 128), 32, 4096, 16, 8192, 131072, 4096),
 }
 
@@ -108,7 +108,7 @@ class _OpBench:
             for i in range(times):
                 call(i)
 
-        return self.clock(run, **options).median / times
+        return self.clock(run, **options).paced / times
 
     def _by_element(
         self, call_of: Callable[[int], Callable[[int], object]], n_bytes: Callable[[int], float]

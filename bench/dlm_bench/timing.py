@@ -4,10 +4,13 @@ Ahead of every run a buffer is read that is many times a GPU's L2, or more than 
 host cores hold: what the run needs then comes from memory, and unlike a write this leaves no dirty
 lines to drain inside the timed run. On a GPU that read also keeps the device busy while the host
 queues the run, so that the launches of a short op are not timed with it.
+
+A host's pace changes by the second where others share it, as much as by half. So ahead of each run
+a fixed product is timed as well, which tells the pace that the run had.
 """
 
 from collections.abc import Callable
-from statistics import quantiles
+from statistics import median, quantiles
 
 import torch
 
@@ -22,6 +25,11 @@ MAX_RUNS = 100
 LONG, LONG_RUNS = 0.25, 3
 
 
+# Of a host's yardstick: rows, features, and how many products.
+YARDSTICK = (32, 1024, 4)
+YARDSTICK_RUNS = 60
+
+
 class Stopwatch:
     """Times functions on one device.
 
@@ -34,6 +42,13 @@ class Stopwatch:
         self.budget = budget
         self._flush = torch.ones(FLUSH_BYTES[device.type] // 4, device=device)
         self._flush_seconds = min(run_seconds(self._flush.sum, device, runs=3))
+        self._yardstick = self._first_pace = None
+        if device.type == "cpu":
+            rows, features, times = YARDSTICK
+            x = torch.randn(rows, features)
+            weights = [torch.randn(features, features) for _ in range(times)]
+            self._yardstick = lambda: [x @ weight.T for weight in weights]
+            self._first_pace = median(self._yardstick_seconds() for _ in range(YARDSTICK_RUNS))
 
     def time(
         self, fn: Callable[[], object], *, reset: Callable[[], object] = lambda: None
@@ -64,7 +79,11 @@ class Stopwatch:
     def _time(
         self, fn: Callable[[], object], reset: Callable[[], object], *, graph: bool
     ) -> Timing:
+        paces = []
+
         def before() -> None:
+            if self._yardstick:
+                paces.append(self._yardstick_seconds() / self._first_pace)
             reset()
             self._flush.sum()
 
@@ -76,14 +95,22 @@ class Stopwatch:
         seconds = seconds_of(2 if warm < self.budget else 1)
         once = min(seconds)
         least = LONG_RUNS if once > LONG else MIN_RUNS[self.device.type]
-        affordable = int(self.budget / (once + self._flush_seconds))
+        around = self._flush_seconds
+        if self._yardstick:
+            around += self._flush_seconds + self._first_pace
+        affordable = int(self.budget / (once + around))
         seconds += seconds_of(max(least, min(affordable, MAX_RUNS)) - len(seconds))
-        return summary(seconds, graph=graph)
+        return summary(seconds, graph=graph, pace=median(paces[1:]) if paces else None)
+
+    def _yardstick_seconds(self) -> float:
+        """Of a fixed product, from cold caches."""
+        self._flush.sum()
+        return run_seconds(self._yardstick, self.device, runs=1)[0]
 
 
-def summary(seconds: list[float], *, graph: bool) -> Timing:
+def summary(seconds: list[float], *, graph: bool, pace: float | None = None) -> Timing:
     """Median and quartiles of cold runs; of one run all three are that run."""
     low, middle, high = (
         quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
     )
-    return Timing(middle, low, high, len(seconds), cold=True, graph=graph)
+    return Timing(middle, low, high, len(seconds), cold=True, graph=graph, pace=pace)

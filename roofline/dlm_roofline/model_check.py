@@ -26,7 +26,8 @@ _SPREAD, _APART = 0.25, 0.2
 class Checked:
     """A measured stage or step and its prediction.
 
-    error: predicted / measured - 1, so that below 0 it took longer than predicted.
+    error: predicted / measured - 1, so that below 0 it took longer than predicted. Measured is at
+        the pace of the run's beginning; see `Timing.paced`.
     """
 
     row: Row
@@ -75,9 +76,9 @@ def model_check(record: Record) -> ModelCheck:
         config = record.models[row.model]
         times = step_times(config, row.forward, record.ceilings, record.backend)
         predicted = times[row.name] if row.kind == "stage" else whole(times)
-        found.append(Checked(row, predicted, predicted.seconds / row.timing.median - 1))
+        found.append(Checked(row, predicted, predicted.seconds / row.timing.paced - 1))
     least = LEAST_SECONDS[record.device.kind]
-    counted = [each for each in found if each.row.timing.median >= least]
+    counted = [each for each in found if each.row.timing.paced >= least]
     outliers = [
         Outlier(each, _why(record, each)) for each in counted if abs(each.error) > WORST_TARGET
     ]
@@ -98,7 +99,7 @@ def _why(record: Record, checked: Checked) -> str:
     if (spread := timing.high / timing.low - 1) > _SPREAD:
         reasons.append(f"its runs lie {spread:.0%} apart")
     if row.kind == "step" and (stages := record.stages_of(row)):
-        share = sum(stage.timing.median for stage in stages) / timing.median
+        share = sum(stage.timing.paced for stage in stages) / timing.paced
         if abs(share - 1) > _APART:
             reasons.append(f"its stages, timed alone, add up to {share:.0%} of it")
     if not record.ceilings.ops:

@@ -39,6 +39,8 @@ class Timing:
     cold: caches were emptied ahead of each run.
     graph: a replayed CUDA graph, without the host's launches. Else launched from Python: on a GPU
         launches then count only where they outlast the read that empties the caches.
+    pace: of a host, which others may share: how many times as long as when the run began a fixed
+        product took, timed beside each of these runs. None of a GPU.
     """
 
     median: float
@@ -47,6 +49,12 @@ class Timing:
     runs: int
     cold: bool
     graph: bool
+    pace: float | None = None
+
+    @property
+    def paced(self) -> float:
+        """The median at the pace at which the run began, so that timings of one run compare."""
+        return self.median / (self.pace or 1.0)
 
     def __post_init__(self) -> None:
         if self.low <= 0:

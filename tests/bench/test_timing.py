@@ -30,7 +30,7 @@ def test_a_sleep_takes_its_time() -> None:
 def stopwatch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
     """It knows how long each run takes, and that emptying the caches takes 10 ms."""
     watch = Stopwatch(CPU, budget=0.3)
-    watch._flush_seconds = 0.01
+    watch._flush_seconds, watch._yardstick = 0.01, None
 
     def known(fn, device, *, runs: int, before) -> list[float]:
         return [fn() for _ in range(runs)]
@@ -65,6 +65,20 @@ def test_a_slow_first_run_neither_counts_nor_decides(stopwatch: Stopwatch) -> No
     seconds = iter([9.0] + [0.02] * 10)
     found = stopwatch.time(lambda: next(seconds))
     assert found.runs == 10 and found.high == 0.02
+
+
+def test_the_pace_of_the_runs_is_that_of_the_yardstick_beside_them() -> None:
+    """On a host twice as slow as at first, what takes 40 ms would have taken 20."""
+    watch = Stopwatch(CPU, budget=0.05)
+    watch._first_pace = 0.01
+    watch._yardstick = lambda: time.sleep(0.02)
+    found = watch.time(lambda: time.sleep(0.04))
+    assert found.pace == pytest.approx(2, rel=0.2)
+    assert found.paced == pytest.approx(found.median / found.pace)
+
+
+def test_without_a_pace_the_median_counts() -> None:
+    assert summary([3.0], graph=True).paced == 3.0
 
 
 def test_every_run_starts_from_a_reset_state() -> None:

@@ -55,6 +55,19 @@ def _on_host(record: Record) -> Record:
     return replace(record, device=device, ceilings=ceilings, rows=rows)
 
 
+def test_times_of_a_slow_moment_are_put_at_the_runs_pace(record) -> None:
+    host = _on_host(record)
+    slow = [
+        replace(row, timing=replace(row.timing, median=m, low=m, high=m, pace=3.0))
+        for row in host.rows
+        for m in [3 * row.timing.median]
+    ]
+    errors = [each.error for each in model_check(host).all]
+    assert [each.error for each in model_check(replace(host, rows=slow)).all] == pytest.approx(
+        errors
+    )
+
+
 def _with_slow_step(record: Record, high: float = 1.0) -> Record:
     """The record, exact, but for its first whole step: twice its time, and runs so far apart."""
     record = exact(record)

@@ -71,7 +71,7 @@ def measured_in(records: Sequence[Record]) -> list[Measured]:
                 config = record.models[row.model]
                 stages = step_times(config, row.forward, record.ceilings, record.backend)
                 predicted = sum(each.seconds for each in stages.values())
-                found.append(Measured(config, row.forward, row.timing.median, predicted))
+                found.append(Measured(config, row.forward, row.timing.paced, predicted))
     return found
 
 

@@ -20,7 +20,7 @@ from .style import FONT_SIZE, LOOKS, write_title
 NAME = "model"
 _TITLE = "What the cost model predicts, and what it took"
 _HEADER = ["name", "kind", "model", "forward", "batch", "block", "context", "weights"]
-_HEADER += ["measured_s", "predicted_s", "error", "held_by", "counts"]
+_HEADER += ["measured_s", "pace", "predicted_s", "error", "held_by", "counts"]
 
 
 def model_chart(record: Record) -> Chart | None:
@@ -37,7 +37,7 @@ def model_chart(record: Record) -> Chart | None:
     )
     figure.text(0.10, 0.84, summary(check), fontsize=FONT_SIZE, fontweight="bold", va="bottom")
 
-    times = [each.row.timing.median for each in check.all]
+    times = [each.row.timing.paced for each in check.all]
     times += [each.predicted.seconds for each in check.all]
     low, high = min(times) / 1.6, max(times) * 1.6
     ends = np.array([low, high])
@@ -49,7 +49,7 @@ def model_chart(record: Record) -> Chart | None:
     for each in check.all:
         look, counts = LOOKS[each.row.name], id(each) in counted
         mark = axes.plot(
-            each.row.timing.median,
+            each.row.timing.paced,
             each.predicted.seconds,
             look.marker,
             color=look.color,
@@ -60,7 +60,9 @@ def model_chart(record: Record) -> Chart | None:
         )[0]
         rows.add(mark, _cells(each, counts))
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
-    axes.set_xlabel("measured, s", fontsize=FONT_SIZE)
+    paced = any(each.row.timing.pace for each in check.all)
+    at = ", at the pace of the run's beginning" if paced else ""
+    axes.set_xlabel(f"measured, s{at}", fontsize=FONT_SIZE)
     axes.set_ylabel("predicted, s", fontsize=FONT_SIZE)
     axes.tick_params(labelsize=FONT_SIZE)
     axes.spines[["top", "right"]].set_visible(False)
@@ -92,5 +94,6 @@ def _cells(each: Checked, counts: bool) -> list[str]:
     cells = [row.name, row.kind, row.model, forward.kind]
     cells += [str(forward.batch), str(forward.block), str(forward.context)]
     cells += [forward.weights or row.dtype, f"{row.timing.median:.6g}"]
+    cells += ["" if row.timing.pace is None else f"{row.timing.pace:.4f}"]
     cells += [f"{each.predicted.seconds:.6g}", f"{each.error:+.4f}", each.predicted.held_by]
     return [*cells, "yes" if counts else "no"]
