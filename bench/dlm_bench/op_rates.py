@@ -30,11 +30,14 @@ from dlm_kernels.backend import backend_for
 from dlm_roofline.forward import DENOISE, WEIGHTS, Forward
 from dlm_roofline.op_rates import OpRate, Timed, op_rate
 from dlm_roofline.records import Timing
-from dlm_roofline.step_work import attention_work, linear_work
+from dlm_roofline.step_work import FURTHER, GROUP, attention_work, linear_work
 
 from .cases import restore
+from .steps import name_of
 
 IN_A_ROW = 6  # calls of an op that layers have
+FURTHER_REQUESTS = 2
+LEAST_SECONDS = 1e-7  # of a difference of two timings, which noise can turn round
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,11 @@ def op_rates(
     }
     if bench.backend == "torch":
         del found["lm_head_confidence"]  # it is "linear" and "confidence"
+        for cache in ("", " float8"):
+            options = {"float8": bool(cache)}
+            op = f"block_attention{cache}"
+            found[f"{op} {FURTHER}"] = partial(bench.further_request, **options)
+            found[f"{op} {GROUP}"] = partial(bench.draft_group, **options)
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         del found["block_attention float8"]
     return found
@@ -188,6 +196,54 @@ class _OpBench:
         return op_rate(self.backend, idle, streaming, multiplying)
 
     def attention(self, *, float8: bool = False) -> OpRate:
+        """A call of the standard batch; on torch its first request."""
+        idle, streaming, multiplying = (
+            self._attention(batch, rows, context, float8)
+            for batch, rows, context in self._attention_shapes()
+        )
+        return op_rate(self.backend, idle.seconds, streaming, multiplying)
+
+    def further_request(self, *, float8: bool = False) -> OpRate:
+        """What torch's attention takes for each request of a call beside the first."""
+        idle, streaming, multiplying = (
+            self._more(
+                self._attention(1, rows, context, float8),
+                self._attention(1 + FURTHER_REQUESTS, rows, context, float8),
+            )
+            for _, rows, context in self._attention_shapes()
+        )
+        return op_rate(self.backend, idle.seconds, streaming, multiplying)
+
+    def draft_group(self, *, float8: bool = False) -> OpRate:
+        """What torch's attention takes for each draft group, whatever its context."""
+        k = 6
+        rows = k * (k + 1)
+        more = self._attention(1, rows, 0, float8, draft_groups=(k, k + 1)).seconds
+        more -= self._attention(1, rows, 0, float8).seconds
+        return OpRate(max(more / k, LEAST_SECONDS), None, None)
+
+    def _attention_shapes(self) -> list[tuple[int, int, int]]:
+        """Batch, rows and context of a call of next to nothing, one that streams, and one that
+        multiplies.
+        """
+        batch, context = self.sizes.batch, self.sizes.context
+        return [(1, 1, 0), (batch, 1, context), (batch, 96, context)]
+
+    @staticmethod
+    def _more(one: Timed, several: Timed) -> Timed:
+        """Of each further request."""
+        seconds = (several.seconds - one.seconds) / FURTHER_REQUESTS
+        return Timed(one.bytes, one.flops, max(seconds, LEAST_SECONDS))
+
+    def _attention(
+        self,
+        batch: int,
+        rows: int,
+        context: int,
+        float8: bool,
+        draft_groups: tuple[int, int] | None = None,
+    ) -> Timed:
+        """A call; on torch the bytes and FLOPs are those of one request."""
         query_heads, kv_heads, head_dim = self.sizes.heads
         config = replace(
             PRESETS["8b"],
@@ -195,34 +251,21 @@ class _OpBench:
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
         )
-        name = str(self.dtype).removeprefix("torch.")
-        scales = {}
+        options = {"draft_groups": draft_groups, "max_context": context}
         if float8:
             scale = torch.full((kv_heads,), 0.05, device=self.device)
-            scales = {"k_scale": scale, "v_scale": scale}
-
-        def timed(batch: int, block: int, context: int) -> Timed:
-            q = self._randn(batch, block, query_heads, head_dim)
-            k, v = (self._randn(batch, block, kv_heads, head_dim) for _ in range(2))
-            shape = (batch, max(context, 1), kv_heads, head_dim)
-            caches = [[self._randn(*shape) for _ in range(2)] for _ in range(IN_A_ROW)]
-            if float8:
-                caches = [[x.to(torch.float8_e4m3fn) for x in each] for each in caches]
-            lengths = torch.full((batch,), context, dtype=torch.int32, device=self.device)
-            seconds = self._seconds(
-                lambda i: block_attention(
-                    q, *caches[i], lengths, k, v, max_context=context, **scales
-                )
-            )
-            forward = Forward(DENOISE, batch, block, context, name, float8_cache=float8)
-            work = attention_work("block_attention", 1, forward, config, self.backend)
-            return Timed(work.bytes * work.calls, work.flops * work.calls, seconds)
-
-        sizes = self.sizes
-        idle = timed(1, 1, 0).seconds
-        streaming = timed(sizes.batch, 1, sizes.context)
-        multiplying = timed(sizes.batch, 96, sizes.context)
-        return op_rate(self.backend, idle, streaming, multiplying)
+            options |= {"k_scale": scale, "v_scale": scale}
+        q = self._randn(batch, rows, query_heads, head_dim)
+        k, v = (self._randn(batch, rows, kv_heads, head_dim) for _ in range(2))
+        shape = (batch, context + rows, kv_heads, head_dim)
+        caches = [[self._randn(*shape) for _ in range(2)] for _ in range(IN_A_ROW)]
+        if float8:
+            caches = [[x.to(torch.float8_e4m3fn) for x in each] for each in caches]
+        lengths = torch.full((batch,), context, dtype=torch.int32, device=self.device)
+        seconds = self._seconds(lambda i: block_attention(q, *caches[i], lengths, k, v, **options))
+        forward = Forward(DENOISE, batch, rows, context, name_of(self.dtype), float8_cache=float8)
+        work = attention_work("", 1, forward, config, self.backend)[0]
+        return Timed(work.bytes, work.flops, seconds)
 
     def lm_head(self) -> OpRate:
         vocab, features = self.sizes.vocab, self.sizes.features // 2

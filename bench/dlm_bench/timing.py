@@ -28,6 +28,7 @@ LONG, LONG_RUNS = 0.25, 3
 # Of a host's yardstick: rows, features, and how many products.
 YARDSTICK = (32, 1024, 4)
 YARDSTICK_RUNS = 60
+SLOW_PACE = 1.5
 
 
 class Stopwatch:
@@ -77,6 +78,15 @@ class Stopwatch:
         return self._time(graph.replay, reset, graph=True)
 
     def _time(
+        self, fn: Callable[[], object], reset: Callable[[], object], *, graph: bool
+    ) -> Timing:
+        """Timed again, once, where the host was far from the pace that it had at first."""
+        timing = self._once(fn, reset, graph=graph)
+        if timing.pace is None or timing.pace < SLOW_PACE:
+            return timing
+        return min(timing, self._once(fn, reset, graph=graph), key=lambda each: each.pace)
+
+    def _once(
         self, fn: Callable[[], object], reset: Callable[[], object], *, graph: bool
     ) -> Timing:
         paces = []

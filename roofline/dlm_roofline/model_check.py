@@ -19,7 +19,7 @@ LEAST_SECONDS = {"cuda": 50e-6, "cpu": 1e-3}
 MEDIAN_TARGET, WORST_TARGET = 0.15, 0.35
 
 # Runs of a row so far apart, or a step so far from its stages, say that others used the device.
-_SPREAD, _APART = 0.25, 0.2
+_SPREAD, _APART, _OFF_PACE = 0.25, 0.2, 1.4
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ def _why(record: Record, checked: Checked) -> str:
     reasons = []
     if (spread := timing.high / timing.low - 1) > _SPREAD:
         reasons.append(f"its runs lie {spread:.0%} apart")
+    if timing.pace is not None and not 1 / _OFF_PACE < timing.pace < _OFF_PACE:
+        reasons.append(f"the host took {timing.pace:.1f} times its first time for a fixed product")
     if row.kind == "step" and (stages := record.stages_of(row)):
         share = sum(stage.timing.paced for stage in stages) / timing.paced
         if abs(share - 1) > _APART:

@@ -5,7 +5,8 @@ The compulsory cost is of the algorithm; this is of our ops, so that it counts w
 - products are padded, on the torch backend to groups of 32 rows, on Triton to tiles of 16;
 - torch's LM head writes logits, as many rows at a time as 128 MiB hold, and reads them again;
 - torch's attention takes one request after the other, copies its keys and values into tiles of 64
-  keys, and multiplies each with each group of 16 positions.
+  keys, and multiplies each with each group of 16 positions, which takes its calls as long as
+  _LEAST_PRODUCT FLOPs; the masks of a draft group are a tile of their own.
 """
 
 from dataclasses import replace
@@ -31,6 +32,10 @@ from .step_cost import (
 # Of the torch backend; a test holds them to its own.
 LINEAR_ROWS, TILE_ROWS, TILE_KEYS, HEAD_LOGITS = 32, 16, 64, 2**25
 
+_LEAST_PRODUCT = 2.0**20
+# What torch's attention takes beside the first request of a call.
+FURTHER, GROUP = "request", "group"
+
 
 class Work(NamedTuple):
     """Calls of one op, and the bytes and FLOPs of each."""
@@ -49,14 +54,16 @@ def linear_work(op: str, calls: int, rows: int, n_bytes: float, size: int, backe
 
 def attention_work(
     op: str, calls: int, forward: Forward, config: ModelConfig, backend: str
-) -> Work:
-    """Attention of a batch by heads as `config` has them; on torch a call is one request's."""
+) -> list[Work]:
+    """Attention of a batch by heads as `config` has them; on torch the first request of each call,
+    the further ones, and the draft groups of all.
+    """
     itemsize = itemsize_of(forward.dtype)
     kv_heads, head_dim = config.num_key_value_heads, config.head_dim
     if backend == "triton":
         whole = step_cost(config, replace(forward, shards=1))[ATTENTION]
         cost = whole * (1 / config.num_hidden_layers)
-        return Work(op, calls, cost.bytes, cost.flops)
+        return [Work(op, calls, cost.bytes, cost.flops)]
     groups = -(-forward.block // TILE_ROWS)
     seen = forward.context + (forward.k if forward.draft_groups else forward.block)
     tiles = -(-seen // TILE_KEYS)
@@ -64,9 +71,15 @@ def attention_work(
     if forward.draft_groups:  # a tile for the masks of each, which few rows see
         tiles, visits = tiles + forward.k, visits + forward.k + groups
     group = config.num_attention_heads // kv_heads
-    product = 2.0 * kv_heads * (TILE_ROWS * group) * TILE_KEYS * head_dim
+    product = max(2.0 * kv_heads * TILE_ROWS * group * TILE_KEYS * head_dim, _LEAST_PRODUCT)
     copied = 2 * tiles * TILE_KEYS * kv_heads * head_dim * (itemsize + 4)
-    return Work(op, calls * forward.batch, copied, 2 * visits * product)
+    of_request = (copied, 2 * visits * product)
+    found = [Work(op, calls, *of_request)]
+    if forward.batch > 1:
+        found.append(Work(f"{op} {FURTHER}", calls * (forward.batch - 1), *of_request))
+    if forward.draft_groups:
+        found.append(Work(f"{op} {GROUP}", calls * forward.batch * forward.k, 0.0, 0.0))
+    return found
 
 
 def step_work(config: ModelConfig, forward: Forward, backend: str) -> dict[str, list[Work]]:
@@ -95,7 +108,7 @@ def step_work(config: ModelConfig, forward: Forward, backend: str) -> dict[str, 
             for shape in linear_shapes(config)
         ]
         + [Work("gated_silu", layers, 3.0 * itemsize * rows * config.intermediate_size, 0.0)],
-        ATTENTION: [attention_work(of_attention, layers, forward, config, backend)],
+        ATTENTION: attention_work(of_attention, layers, forward, config, backend),
         HEAD: [
             work for n in head_rows(forward) for work in _head_work(config, n, itemsize, backend)
         ],

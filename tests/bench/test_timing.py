@@ -68,13 +68,32 @@ def test_a_slow_first_run_neither_counts_nor_decides(stopwatch: Stopwatch) -> No
 
 
 def test_the_pace_of_the_runs_is_that_of_the_yardstick_beside_them() -> None:
-    """On a host twice as slow as at first, what takes 40 ms would have taken 20."""
+    """On a host 1.4 times as slow as at first, what takes 28 ms would have taken 20."""
     watch = Stopwatch(CPU, budget=0.05)
     watch._first_pace = 0.01
-    watch._yardstick = lambda: time.sleep(0.02)
-    found = watch.time(lambda: time.sleep(0.04))
-    assert found.pace == pytest.approx(2, rel=0.2)
+    watch._yardstick = lambda: time.sleep(0.014)
+    found = watch.time(lambda: time.sleep(0.028))
+    assert found.pace == pytest.approx(1.4, rel=0.2)
     assert found.paced == pytest.approx(found.median / found.pace)
+
+
+def test_what_met_a_slow_host_is_timed_again() -> None:
+    watch = Stopwatch(CPU, budget=0.01)
+    watch._first_pace = 0.002
+    slow = iter([True] * 40)  # all of the first time, and the beginning of the second
+
+    def yardstick() -> None:
+        time.sleep(0.01 if next(slow, False) else 0.002)
+
+    watch._yardstick = yardstick
+    runs = []
+    found = watch.time(lambda: runs.append(1))
+    assert len(runs) > found.runs + 1
+    again = Stopwatch(CPU, budget=0.01)
+    again._first_pace, again._yardstick = 1.0, lambda: time.sleep(0.002)
+    runs.clear()
+    found = again.time(lambda: runs.append(1))
+    assert len(runs) == found.runs + 1  # once, and the warm-up
 
 
 def test_without_a_pace_the_median_counts() -> None:

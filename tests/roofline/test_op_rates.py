@@ -118,17 +118,28 @@ def test_torch_attention_by_hand() -> None:
     2 KV heads of 32 with 4 query heads, scores and values.
     """
     forward = Forward(DENOISE, 2, 17, 100, "float32")
-    (work,) = step_work.step_work(PRESETS["tiny"], forward, "torch")[ATTENTION]
-    assert work.calls == 2 * 4
-    assert work.flops == 2 * (2 * 2) * (2 * 2 * 64 * 64 * 32)
-    assert work.bytes == 2 * 128 * 2 * 32 * (4 + 4)
+    first, further = step_work.step_work(PRESETS["tiny"], forward, "torch")[ATTENTION]
+    assert (first.op, first.calls) == ("block_attention", 4)
+    assert (further.op, further.calls) == ("block_attention request", 4)
+    product = max(2 * 2 * 64 * 64 * 32, 2**20)
+    assert first.flops == further.flops == 2 * (2 * 2) * product
+    assert first.bytes == further.bytes == 2 * 128 * 2 * 32 * (4 + 4)
+
+
+def test_draft_groups_of_torch_attention_are_tiles_of_their_own() -> None:
+    """k 4 behind 100 keys: 104 keys in 2 tiles by 2 groups of rows, and 4 tiles that 6 see."""
+    forward = Forward(QUADRATIC, 1, 20, 100, "float32")
+    first, groups = step_work.step_work(PRESETS["tiny"], forward, "torch")[ATTENTION]
+    assert first.flops == 2 * (2 * 2 + 6) * 2**20
+    assert first.bytes == 2 * (2 + 4) * 64 * 2 * 32 * (4 + 4)
+    assert (groups.op, groups.calls) == ("block_attention group", 4 * 4)
 
 
 def test_quantised_weights_and_caches_are_ops_of_their_own() -> None:
     forward = Forward(DENOISE, 1, 32, 10, "float32", weights="int4", float8_cache=True)
     stages = step_work.step_work(PRESETS["tiny"], forward, "torch")
     assert {work.op for work in stages[PROJECTIONS]} == {"linear int4", "gated_silu"}
-    assert [work.op for work in stages[ATTENTION]] == ["block_attention float8"]
+    assert [work.op for work in stages[ATTENTION]] == ["block_attention float8"]  # one request
     assert {work.op for work in stages[EMBEDDING]} == {"lookup", "residual_norm", "rope_kv_write"}
     assert [work.op for work in stages[REMASK]] == ["remask_scatter"]
 
