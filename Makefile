@@ -59,7 +59,7 @@ report: $(call needs,bench) ## Write records, pictures and a block being denoise
 	@$(run) -m dlm_core.cli report $(ARGS)
 
 readme: $(call needs,bench) ## Rewrite README's tables from the records in bench/results/
-	@$(run) -m dlm_bench.tables
+	@$(run) -m dlm_bench.readme
 	@$(run) -m dlm_bench.quality.readme
 	@$(run) -m dlm_bench.quality.quantized --readme README.md
 

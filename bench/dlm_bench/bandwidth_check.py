@@ -22,13 +22,15 @@ import torch
 from dlm_core.whole_file import write_whole
 from dlm_roofline import records
 from dlm_roofline.ceilings import streams
-from dlm_roofline.records import RESULTS, Device
+from dlm_roofline.records import RESULTS, Device, check_writable
 
 from .machine import describe_device, versions
 
 RECORD = RESULTS / "bandwidth" / "bandwidth-check.json"
 SCHEMA = 1
-TURNS, RUNS_A_TURN = 5, 5
+TURNS, RUNS_A_TURN = 9, 5
+AGREES = 0.15  # how far from 1 a ratio may be
+LIKWID_SECONDS = 120  # to wait for one call
 # Ours; theirs, whose name has the vector instructions behind it; buffers that it streams over.
 KERNELS = {"read": ("load", 1), "copy": ("copy", 2), "write": ("store", 1), "triad": ("stream", 3)}
 _VECTORS = {"AVX512": "_avx512", "AVX2": "_avx"}  # by what torch uses
@@ -68,6 +70,11 @@ class Check:
     buffer: int
     kernels: list[Compared]
 
+    @property
+    def agrees(self) -> bool:
+        """Whether no ratio is further from 1 than AGREES."""
+        return all(abs(each.ratio - 1) <= AGREES for each in self.kernels)
+
 
 def load(path: Path = RECORD) -> Check:
     """A comparison from its file. A ValueError names the file and the field that is wrong."""
@@ -78,7 +85,7 @@ def compare(turns: int) -> Check:
     """Measure both in turns.
 
     Raises:
-        OSError: there is no likwid-bench, or it fails.
+        OSError: there is no likwid-bench, or it fails, or it does not end.
     """
     found = versions() | {"likwid": _likwid_version()}  # first: it may not be there
     host, threads = torch.device("cpu"), torch.get_num_threads()
@@ -129,8 +136,8 @@ def _likwid(kernel: str, n_bytes: int, threads: int) -> float:
     """Bytes/s of one of likwid-bench's kernels over buffers of so many bytes together."""
     printed = _output_of("-t", kernel, "-w", f"N:{n_bytes // 1000}kB:{threads}", "-s", "1")
     rate = re.search(r"^MByte/s:\s*([\d.]+)$", printed, re.MULTILINE)
-    if rate is None:
-        raise OSError(f"likwid-bench -t {kernel} printed no rate: {printed.strip()[-200:]}")
+    if rate is None or float(rate[1]) == 0:
+        raise OSError(f"likwid-bench -t {kernel} printed no rate above 0: {printed.strip()[-200:]}")
     return 1e6 * float(rate[1])
 
 
@@ -143,7 +150,13 @@ def _output_of(*arguments: str) -> str:
     program = shutil.which("likwid-bench")
     if program is None:
         raise OSError("likwid-bench is not on PATH; Debian's package likwid has it")
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=120)
+    try:
+        done = subprocess.run(
+            [program, *arguments], capture_output=True, text=True, timeout=LIKWID_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        called = " ".join(["likwid-bench", *arguments])
+        raise OSError(f"{called} did not end within {LIKWID_SECONDS} s") from error
     return done.stdout + done.stderr
 
 
@@ -151,16 +164,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m dlm_bench.bandwidth_check", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--out", type=Path, default=Path("out/bandwidth-check.json"))
+    parser.add_argument("--out", type=Path, default=Path("out/bandwidth/bandwidth-check.json"))
     parser.add_argument("--turns", type=int, default=TURNS)
     arguments = parser.parse_args(argv)
+    if arguments.turns < 1:
+        parser.error(f"argument --turns: is {arguments.turns}; it must be at least 1")
     try:
+        check_writable(arguments.out.parent)
         check = compare(arguments.turns)
         write_whole(arguments.out, json.dumps(asdict(check), indent=1, allow_nan=False) + "\n")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         print(f"bandwidth_check: {error}", file=sys.stderr)
         return 1
     print(table(check))
+    print(f"within {AGREES:.0%}: {'yes' if check.agrees else 'no'}")
     return 0
 
 

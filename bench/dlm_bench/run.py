@@ -31,13 +31,13 @@ from dlm_roofline.step_cost import step_cost, total
 
 from .cases import TOLERANCE, Case, difference, op_cases
 from .machine import check_triton, clocks, commit, describe_device, versions
-from .op_rates import op_rates
+from .op_rates import op_rates, reads_float8
 from .peers import Runner
 from .plan import Planned
 from .stages import stages_of
 from .steps import StepBench, name_of, written_by
 from .subjects import MOST_MEMORY, Source, Subject, subjects_of
-from .tables import print_tables
+from .tables import print_tables, ratio_to_peer
 from .timing import LONG_RUNS, Stopwatch
 from .tuning.run import BUDGET, tune
 
@@ -87,6 +87,7 @@ class Bench:
         # How many times its floor a forward takes, by the last one measured of a model and kind.
         self._slower: dict[tuple[str, str], float] = {}
         self._rates: dict[str, list[OpRate]] = {}
+        self._failed_rates: set[str] = set()
         self._row, self._rows = 0, len(self.cases) + sum(each.rows for each in subjects)
         self._progress = progress
         self._task = progress.add_task("", total=None)
@@ -108,16 +109,20 @@ class Bench:
     def rates(self) -> None:
         """What our ops reach at shapes of no model, which predictions of forwards rest on.
 
-        Measured several times over a run, of which the medians count.
+        Measured several times over a run, of which the medians count; one that failed is not tried
+        again.
         """
         self.stopwatch.budget = RATE_BUDGET
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         for name, measure in op_rates(self.device, dtype, self._clock()).items():
+            if name in self._failed_rates:
+                continue
             self._show(f"rate of {name}")
             try:
                 self._rates.setdefault(name, []).append(measure())
                 self.record.ceilings.ops[name] = middle(self._rates[name])
-            except FAULTS as error:
+            except (*FAULTS, ValueError, TypeError) as error:  # noise may leave nothing to solve
+                self._failed_rates.add(name)
                 self._skip(f"rate of {name}", reason_of(error))
 
     def steps(self, subject: Subject) -> None:
@@ -141,8 +146,8 @@ class Bench:
             reason = self._reason_to_skip_forward(source, each)
             try:
                 if reason is None:
-                    self._forward(source, each)
-            except (*FAULTS, ValueError, TypeError) as error:  # the last two: not on this device
+                    reason = self._forward(source, each)
+            except FAULTS as error:
                 reason = reason_of(error)
             if reason:
                 self._skip(title, reason)
@@ -161,9 +166,15 @@ class Bench:
         amounts = (cost.flops, cost.bytes, cost.exps)
         self._add(Row("op", case.name, None, None, case.shape, dtype, *amounts, timing, peers))
 
-    def _forward(self, source: Source, planned: Planned) -> None:
+    def _forward(self, source: Source, planned: Planned) -> str | None:
+        """Measure a forward and its stages, or say why this model or device cannot run it."""
         forward, clock = planned.forward, self._clock()
-        bench = StepBench(source.model(forward.weights), forward)
+        if forward.float8_cache and not reads_float8(self.device):
+            return "Triton reads a float8 cache from compute capability 8.9 on"
+        try:
+            bench = StepBench(source.model(forward.weights), forward)
+        except (ValueError, TypeError) as error:  # later these would be mistakes of ours
+            return reason_of(error)
         costs = step_cost(source.config, forward)
 
         def timed(name: str, cost: Cost, run: Call, peers: dict[str, Call]) -> Row:
@@ -188,6 +199,7 @@ class Bench:
             eager = partial(self.stopwatch.time, bench.step, reset=bench.reset)
             row.peers.append(_step_peer("ours, launched eagerly", eager))
         self._slower[source.name, forward.kind] = row.timing.median / self.record.floor(row)
+        return None
 
     def _clock(self) -> Callable[..., Timing]:
         """How stages and steps are timed: on a GPU without the host's launches."""
@@ -418,13 +430,13 @@ def _named(forward: Forward) -> str:
 
 
 def _closing(record: Record, path: Path) -> dict[str, object]:
-    """The run in one line for programs: ceilings, and the last model's steps."""
-    last = [
+    """The run in one line for programs: ceilings, and steps of the folder's model or the last."""
+    models = list(record.models)
+    told = models[:1] if record.scope == "folder" else models[-1:]
+    steps = [
         row
         for row in record.rows
-        if row.name == STEP_NAMES[DENOISE]
-        and row.model == list(record.models)[-1]
-        and record.stages_of(row)
+        if row.name == STEP_NAMES[DENOISE] and row.model in told and record.stages_of(row)
     ]
     return {
         "record": str(path),
@@ -441,9 +453,9 @@ def _closing(record: Record, path: Path) -> dict[str, object]:
                 **row.sizes,
                 "ms": round(row.timing.median * 1e3, 3),
                 "percent_of_roof": round(100 * record.floor(row) / row.timing.median, 1),
-                "ratio_to_plain_torch": _ratio(row),
+                "ratio_to_plain_torch": _rounded(ratio_to_peer(row, PLAIN)),
             }
-            for row in last
+            for row in steps
         ],
     }
 
@@ -451,12 +463,9 @@ def _closing(record: Record, path: Path) -> dict[str, object]:
 def _model_error(record: Record) -> dict[str, float | bool | None]:
     """How far predictions are from what was measured."""
     check = model_check(record)
-    figures = {"median": check.median, "worst": check.worst}
-    return {name: each and round(each, 3) for name, each in figures.items()} | {
-        "holds": check.holds
-    }
+    figures = {"median": _rounded(check.median), "worst": _rounded(check.worst)}
+    return figures | {"holds": check.holds}
 
 
-def _ratio(row: Row) -> float | None:
-    peer = next((each for each in row.peers if each.name == PLAIN and each.timing), None)
-    return round(peer.timing.median / row.timing.median, 3) if peer else None
+def _rounded(figure: float | None) -> float | None:
+    return None if figure is None else round(figure, 3)

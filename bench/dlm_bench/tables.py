@@ -1,10 +1,7 @@
-"""Tables from a record alone: for the terminal, and in Markdown for the README."""
+"""Tables from a record alone: for the terminal, and in Markdown."""
 
-import sys
 import textwrap
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -15,19 +12,14 @@ from dlm_roofline.datasheets import DATASHEETS
 from dlm_roofline.forward import Forward
 from dlm_roofline.model_check import (
     ERROR_HEADER,
-    WORST_TARGET,
     error_rows,
     model_check,
     outlier_lines,
     summary,
 )
-from dlm_roofline.records import RESULTS, Peer, Record, Row, load
+from dlm_roofline.records import Record, Row
 from dlm_roofline.step_cost import STAGES
 from dlm_roofline.text import percent, three_digits
-
-BEGIN, END = "<!-- bench tables: begin -->", "<!-- bench tables: end -->"
-MODEL_BEGIN, MODEL_END = "<!-- model table: begin -->", "<!-- model table: end -->"
-NO_RECORDS = "No GPU run has been recorded yet, so there are no figures to show."
 
 READING = (
     "ms: median of cold-cache runs. GB/s and FLOP/s: compulsory bytes and FLOPs over that time."
@@ -69,11 +61,20 @@ def tables(record: Record) -> list[Table]:
     if record.ceilings.ops:
         found.append(_rates(record))
     if steps:
-        found.append(_errors(record))
+        found.append(errors(record))
     if record.skipped:
         left_out = [[each.what, each.why] for each in record.skipped]
         found.append(Table("Skipped", ["what", "why"], left_out))
     return found
+
+
+def errors(record: Record) -> Table:
+    """How far predictions are from what was measured."""
+    check = model_check(record)
+    notes = ["Predicted / measured - 1: below 0% it took longer than predicted."]
+    notes += [f"Outlier: {line}" for line in outlier_lines(check)]
+    title = f"Predicted and measured: {summary(check)}"
+    return Table(title, ERROR_HEADER, error_rows(check), notes)
 
 
 def heading(record: Record) -> str:
@@ -126,58 +127,6 @@ def markdown(record: Record) -> str:
         parts.append("\n".join("| " + " | ".join(cells) + " |" for cells in lines))
         parts += table.notes
     return "\n\n".join(parts)
-
-
-def rewrite_readme(readme: Path, results: Path) -> None:
-    """Put tables of each device's newest whole record in `results` between the README's markers:
-    all of a GPU's, and of every device how far predictions are.
-
-    Records of quick runs, of checkpoint folders and of runs cut short are left out.
-
-    A ValueError says so if the README has no markers or a record cannot be read.
-    """
-    records = sorted((load(path) for path in results.glob("*.json")), key=lambda each: each.date)
-    newest = {
-        record.device.name: record
-        for record in records
-        if record.complete and record.scope == "standard"
-    }.values()
-    gpus = [markdown(record) for record in newest if record.device.kind == "cuda"]
-    replace_between(readme, BEGIN, END, "\n\n".join(gpus) or NO_RECORDS)
-    replace_between(readme, MODEL_BEGIN, MODEL_END, model_table(newest))
-
-
-def model_table(records: Iterable[Record]) -> str:
-    """In Markdown, a line a device: how far the cost model is from what was measured."""
-    lines = [
-        "| device | commit | that count | median error | worst | |",
-        "|---|---|---|---|---|---|",
-    ]
-    outliers = []
-    for record in records:
-        check = model_check(record)
-        if not check.counted:
-            continue
-        figures = [
-            percent(check.median),
-            percent(check.worst),
-            "holds" if check.holds else "missed",
-        ]
-        cells = [record.device.name, record.commit[:7], str(len(check.counted)), *figures]
-        lines.append(f"| {' | '.join(cells)} |")
-        outliers += [f"- {line}" for line in outlier_lines(check)]
-    if outliers:
-        lines += ["", f"Further off than {WORST_TARGET:.0%}, and what the record shows of it:", ""]
-    return "\n".join([*lines, *outliers])
-
-
-def replace_between(file: Path, begin: str, end: str, body: str) -> None:
-    """Put `body` between two markers of a file; a ValueError says so if it lacks them."""
-    before, found, rest = file.read_text(encoding="utf-8").partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise ValueError(f"{file} lacks the markers {begin} and {end}")
-    file.write_text(f"{before}{begin}\n{body}\n{end}{after}", encoding="utf-8")
 
 
 def _ceilings(record: Record) -> Table:
@@ -233,15 +182,6 @@ def _rates(record: Record) -> Table:
     ]
     notes = ["At shapes of no model; a call takes its overhead, and its bytes and FLOPs at these."]
     return Table("Our ops' rates", ["op", "overhead us", "GB/s", rate], rows, notes)
-
-
-def _errors(record: Record) -> Table:
-    """How far predictions are from what was measured."""
-    check = model_check(record)
-    notes = ["Predicted / measured - 1: below 0% it took longer than predicted."]
-    notes += [f"Outlier: {line}" for line in outlier_lines(check)]
-    title = f"Predicted and measured: {summary(check)}"
-    return Table(title, ERROR_HEADER, error_rows(check), notes)
 
 
 def _ops(record: Record, title: str, rows: list[Row]) -> Table:
@@ -386,13 +326,17 @@ def _compute_unit(record: Record) -> tuple[str, float]:
     return ("TFLOP/s", 1e12) if record.device.kind == "cuda" else ("GFLOP/s", 1e9)
 
 
+def ratio_to_peer(row: Row, name: str) -> float | None:
+    """How many times as long as ours a peer took; None if it refused or there was none."""
+    peer = next((peer for peer in row.peers if peer.name == name), None)
+    return peer.timing.median / row.timing.median if peer and peer.timing else None
+
+
 def _ratio(row: Row, name: str) -> str:
-    peer: Peer | None = next((peer for peer in row.peers if peer.name == name), None)
-    if peer is None:
+    if name not in {peer.name for peer in row.peers}:
         return "-"
-    if peer.timing is None:
-        return "refused"
-    return f"{peer.timing.median / row.timing.median:.2f}x"
+    ratio = ratio_to_peer(row, name)
+    return "refused" if ratio is None else f"{ratio:.2f}x"
 
 
 def _shape(row: Row) -> str:
@@ -421,20 +365,3 @@ def _grouped(rows: list[Row], attribute: str) -> list[tuple[object, list[Row]]]:
         else:
             members.append(row)
     return found
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Rewrite the tables of README.md, or of the file named, from the records in bench/results/."""
-    arguments = sys.argv[1:] if argv is None else argv
-    readme = Path(arguments[0]) if arguments else Path("README.md")
-    try:
-        rewrite_readme(readme, RESULTS)
-    except (OSError, ValueError) as error:
-        print(f"tables: {error}", file=sys.stderr)
-        return 1
-    print(f"{readme}: tables rewritten from {RESULTS}/")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

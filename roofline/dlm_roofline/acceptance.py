@@ -26,12 +26,16 @@ _FORWARDS = {
 }
 
 
+# Speculation of one token would draft none.
+_LEAST_SIZE = {AUTOREGRESSIVE: 1, DIFFUSION: 1, LINEAR_SPEC: 2, QUADRATIC_SPEC: 2}
+
+
 @dataclass(frozen=True)
 class Setting:
     """A way to decode, and what it gives.
 
     mode: one of MODES.
-    size: the block length; of quadratic_spec k, of autoregressive 1.
+    size: the block length, in speculation at least 2; of quadratic_spec k, of autoregressive 1.
     threshold: the confidence from which diffusion commits; None of other modes and rules.
     tokens_per_forward: every forward but the prefill counted; linear_spec has two a cycle.
     accuracy: share of right answers, 0 to 1; None where nobody has measured it.
@@ -46,9 +50,10 @@ class Setting:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode is {self.mode!r}; it must be one of {', '.join(MODES)}")
-        if self.size < 1 or (self.size != 1 and self.mode == AUTOREGRESSIVE):
-            wanted = "1 in autoregressive" if self.mode == AUTOREGRESSIVE else "at least 1"
-            raise ValueError(f"size is {self.size}; it must be {wanted}")
+        least = _LEAST_SIZE[self.mode]
+        if self.size < least or (self.size != 1 and self.mode == AUTOREGRESSIVE):
+            wanted = "1" if self.mode == AUTOREGRESSIVE else f"at least {least}"
+            raise ValueError(f"size is {self.size}; it must be {wanted} in {self.mode}")
         if self.threshold is not None:
             if self.mode != DIFFUSION:
                 raise ValueError(f"threshold is {self.threshold}; it must be null in {self.mode}")
@@ -123,7 +128,7 @@ PUBLISHED = {
 
 def load_profile(path: str | Path) -> Profile:
     """The profile in a JSON file. A ValueError names the file and the field that does not fit."""
-    return read(Profile, path, SCHEMA)
+    return read(Profile, path, SCHEMA, root="profile")
 
 
 def forwards_of(

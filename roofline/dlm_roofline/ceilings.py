@@ -211,13 +211,13 @@ def _products(device: torch.device, runs: int) -> dict[str, Ceiling]:
     size = MATMUL_SIZE[device.type]
     found: dict[str, Ceiling] = {}
     for name in MATMUL_DTYPES[device.type]:
-        if device.type == "cpu":
-            if found and _is_emulated(name, found["float32"].best):
-                continue
-        elif name == "float8_e4m3fn" and torch.cuda.get_device_capability(device) < (8, 9):
+        if name == "float8_e4m3fn" and torch.cuda.get_device_capability(device) < (8, 9):
             continue  # a type to store, without matrix instructions
         with _float32_precision(name):
             try:
+                on_host = device.type == "cpu"
+                if on_host and found and _is_emulated(name, found["float32"].best):
+                    continue
                 found[name] = _rate(2.0 * size**3, _matmul(name, size, device), device, runs)
             except RuntimeError:
                 if name not in _8_BITS:

@@ -39,7 +39,7 @@ from dlm_kernels import launch
 from dlm_kernels.linear import segment_length
 
 from .forward import DRAFT, VERIFY, Forward
-from .step_cost import itemsize_of, linear_shapes, shard_of, weight_bytes
+from .step_cost import head_rows, itemsize_of, linear_shapes, shard_of, weight_bytes
 
 PAGE_SIZE = 64  # tokens, as a PagePool has them by default
 
@@ -171,7 +171,7 @@ def _torch_layer(shard: ModelConfig, forward: Forward) -> int:
 
 def _head(shard: ModelConfig, forward: Forward, backend: str, sampled: bool) -> tuple[int, int]:
     """Bytes of the head's activations and of its logits."""
-    itemsize, rows, vocab = itemsize_of(forward.dtype), _head_rows(forward), shard.vocab_size
+    itemsize, rows, vocab = itemsize_of(forward.dtype), max(head_rows(forward)), shard.vocab_size
     stream = _stream(shard, forward)
     if sampled:
         return stream, rows * vocab * (itemsize + _SAMPLING_BYTES)
@@ -180,11 +180,6 @@ def _head(shard: ModelConfig, forward: Forward, backend: str, sampled: bool) -> 
         rows = min(rows, at_once)
         return stream, vocab * (itemsize * -(-rows // 32) * 32 + 4 * rows)
     return stream + 24 * rows * -(-vocab // launch.LM_HEAD[_ARCH][itemsize].chunk), 0
-
-
-def _head_rows(forward: Forward) -> int:
-    """Rows that the head takes: a draft's first token is given."""
-    return forward.rows - (forward.batch if forward.kind == DRAFT else 0)
 
 
 def _product(n_in: int, n_out: int, forward: Forward, backend: str) -> int:

@@ -3,6 +3,9 @@
 What counts are stages and steps of at least 50 us on a GPU and 1 ms on a host; below that a clock
 says as much of itself as of the work. Of those the median error is to be at most 15%, the worst
 35%; what lies outside comes with what the record shows of the cause.
+
+Others may share a host, so what it took is put at the pace at which the run began (see
+`Timing.paced`); the errors of the times as they were stand beside it.
 """
 
 from dataclasses import dataclass
@@ -18,8 +21,9 @@ from .text import percent
 LEAST_SECONDS = {"cuda": 50e-6, "cpu": 1e-3}
 MEDIAN_TARGET, WORST_TARGET = 0.15, 0.35
 
-# Runs of a row so far apart, or a step so far from its stages, say that others used the device.
-_SPREAD, _APART, _OFF_PACE = 0.25, 0.2, 1.4
+# Quartiles so far apart, a step so far from its stages, a pace so far from the first: others used
+# the device.
+_SPREAD, _APART, _OFF_PACE = 0.25, 0.2, 1.3
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,15 @@ class Checked:
 
     row: Row
     predicted: StageTime
-    error: float
+
+    @property
+    def error(self) -> float:
+        return self.predicted.seconds / self.row.timing.paced - 1
+
+    @property
+    def unpaced_error(self) -> float:
+        """Of the time as it was."""
+        return self.predicted.seconds / self.row.timing.median - 1
 
 
 class Outlier(NamedTuple):
@@ -76,9 +88,9 @@ def model_check(record: Record) -> ModelCheck:
         config = record.models[row.model]
         times = step_times(config, row.forward, record.ceilings, record.backend)
         predicted = times[row.name] if row.kind == "stage" else whole(times)
-        found.append(Checked(row, predicted, predicted.seconds / row.timing.paced - 1))
+        found.append(Checked(row, predicted))
     least = LEAST_SECONDS[record.device.kind]
-    counted = [each for each in found if each.row.timing.paced >= least]
+    counted = [each for each in found if each.row.timing.median >= least]
     outliers = [
         Outlier(each, _why(record, each)) for each in counted if abs(each.error) > WORST_TARGET
     ]
@@ -97,7 +109,7 @@ def _why(record: Record, checked: Checked) -> str:
     row, timing = checked.row, checked.row.timing
     reasons = []
     if (spread := timing.high / timing.low - 1) > _SPREAD:
-        reasons.append(f"its runs lie {spread:.0%} apart")
+        reasons.append(f"the middle half of its runs is {spread:.0%} wide")
     if timing.pace is not None and not 1 / _OFF_PACE < timing.pace < _OFF_PACE:
         reasons.append(f"the host took {timing.pace:.1f} times its first time for a fixed product")
     if row.kind == "step" and (stages := record.stages_of(row)):
@@ -113,10 +125,14 @@ def summary(check: ModelCheck) -> str:
     """How many count, and how far off they are, in a line."""
     if not check.counted:
         return "nothing here is long enough to count"
-    return (
+    said = (
         f"{len(check.counted)} that count: median error {percent(check.median)}"
         f" (target {MEDIAN_TARGET:.0%}), worst {percent(check.worst)} (target {WORST_TARGET:.0%})"
     )
+    if any(each.row.timing.pace for each in check.counted):
+        sizes = [abs(each.unpaced_error) for each in check.counted]
+        said += f"; of times not put at one pace {percent(median(sizes))} and {percent(max(sizes))}"
+    return said
 
 
 ERROR_HEADER = ["forward", "stage", "that count", "median error", "from", "to"]
@@ -151,6 +167,7 @@ def outlier_lines(check: ModelCheck) -> list[str]:
 
 def _place(row: Row) -> str:
     forward = row.forward
-    weights = f", {forward.weights} weights" if forward.weights else ""
-    shape = f"{forward.kind} {forward.label}, context {forward.context}{weights}"
+    few_bits = f", {forward.weights} weights" if forward.weights else ""
+    few_bits += ", float8 cache" if forward.float8_cache else ""
+    shape = f"{forward.kind} {forward.label}, context {forward.context}{few_bits}"
     return f"{row.name} of {row.model}, {shape}"

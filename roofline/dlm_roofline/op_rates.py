@@ -20,6 +20,8 @@ from typing import NamedTuple
 class OpRate:
     """overhead in seconds a call; bandwidth in bytes/s; flops in FLOP/s.
 
+    Of activations in bfloat16 on Triton and in float32 on torch, as the bench runs them.
+
     bandwidth, flops: None where the op's time does not grow by them.
     """
 
@@ -64,6 +66,8 @@ def op_rate(
     # Two equations for the seconds a byte and a FLOP; neither is negative, whatever the noise.
     (b1, f1, _), (b2, f2, _) = streaming, multiplying
     determinant = b1 * f2 - b2 * f1
+    if determinant == 0:
+        raise ValueError("streaming and multiplying have as many bytes a FLOP; they must differ")
     a_byte = (streams * f2 - multiplies * f1) / determinant
     a_flop = (b1 * multiplies - b2 * streams) / determinant
     if a_byte <= 0:

@@ -20,7 +20,7 @@ from dlm_core import PRESETS
 from .acceptance import PUBLISHED, Profile, load_profile
 from .advise.evidence import sizes_of
 from .model_check import ERROR_HEADER, error_rows, model_check, outlier_lines, summary
-from .records import RESULTS, Record, load
+from .records import RESULTS, Record, load, record_files
 
 if TYPE_CHECKING:
     from .charts.chart import Chart
@@ -88,13 +88,15 @@ def _drawn(record: Record, path: Path) -> list[tuple[Chart, list[Path]]]:
 def main(argv: list[str] | None = None) -> int:
     """`dlm roofline`: draw the pictures of records again; 0, or 1 if one cannot be read."""
     parser = argparse.ArgumentParser(
-        prog="dlm roofline", description="Draw the pictures of records, from the records alone."
+        prog="dlm roofline",
+        description="Draw the pictures of records, from the records alone.",
+        epilog="To learn which setting to run: `dlm roofline advise --help`.",
     )
     parser.add_argument("records", nargs="*", type=Path, metavar="RECORD", help="default: the"
                         " newest record in --out, or else all of bench/results")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("out"), help="where pictures go")
     arguments = parser.parse_args(argv)
-    paths = arguments.records or _newest(arguments.out) or sorted(RESULTS.glob("*.json"))
+    paths = arguments.records or _newest(arguments.out) or record_files(RESULTS)
     if not paths:
         print(
             f"dlm roofline: no record in {arguments.out}/ or {RESULTS}/; `dlm bench` makes one",
@@ -133,4 +135,4 @@ def _print_errors(record: Record, path: Path) -> None:
 
 
 def _newest(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)[-1:]
+    return sorted(record_files(folder), key=lambda path: path.stat().st_mtime)[-1:]

@@ -129,15 +129,15 @@ class Subject:
 
 
 def subject_of(record: Record) -> Subject | None:
-    """The model of a record with the most whole steps, in its commonest dtype; on one device, and
-    unquantised unless every step is quantised.
+    """The model of a record with the most whole steps, in its commonest dtype, and unquantised
+    unless every step is quantised.
     """
     steps = [row for row in record.rows if row.kind == "step"]
     if not steps:
         return None
     model = commonest([row.model for row in reversed(steps)])
     rows = [row for row in steps if row.model == model]
-    rows = [row for row in rows if _setting(row.forward)[1:] == (None, False, 1)] or rows
+    rows = [row for row in rows if _setting(row.forward)[1:] == (None, False)] or rows
     setting = commonest([_setting(row.forward) for row in rows])
     rows = [row for row in rows if _setting(row.forward) == setting]
     kinds = [kind for kind in SHOWN_KINDS if any(row.forward.kind == kind for row in rows)]
@@ -148,8 +148,8 @@ def subject_of(record: Record) -> Subject | None:
     return Subject(record, rows[0].model, dtype, record.roof(dtype), rows, trails)
 
 
-def _setting(forward: Forward) -> tuple[str, str | None, bool, int]:
-    return forward.dtype, forward.weights, forward.float8_cache, forward.shards
+def _setting(forward: Forward) -> tuple[str, str | None, bool]:
+    return forward.dtype, forward.weights, forward.float8_cache
 
 
 def commonest(found: Sequence) -> object:

@@ -8,12 +8,12 @@ a prediction; nothing is measured.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dlm_core.config import ModelConfig
 from dlm_kernels import Cost
 
-from .forward import DENOISE, Forward
+from .forward import Forward
 from .step_cost import step_cost, total
 
 
@@ -73,20 +73,20 @@ class Crossing:
         return self.batch * self.block
 
 
-def ridge_crossing(
-    config: ModelConfig, block: int, context: int, *, dtype: str, ridge: float
-) -> Crossing | None:
-    """Where the whole denoising step turns from memory-bound to compute-bound.
+def ridge_crossing(config: ModelConfig, step: Forward, ridge: float) -> Crossing | None:
+    """Where a whole denoising step turns from memory-bound to compute-bound.
 
-    The rows of a step grow by batch at this block, and below one block by the block at batch 1.
+    The rows of a step like this one, whatever its own batch, grow by batch at its block, and below
+    one block by the block at batch 1.
     None if no batch gets there: each request brings a context of its own, whose intensity does not
     grow with the batch and can lie below the ridge.
     """
 
     def reaches(batch: int, block: int) -> bool:
-        stages = step_cost(config, Forward(DENOISE, batch, block, context, dtype))
+        stages = step_cost(config, replace(step, batch=batch, block=block))
         return total(stages).intensity >= ridge
 
+    block = step.block
     if reaches(1, block):
         return Crossing(1, _first(lambda n: reaches(1, n), block))
     largest_batch = 1 << 16

@@ -10,7 +10,7 @@ import re
 import tempfile
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class Timing:
     @property
     def paced(self) -> float:
         """The median at the pace at which the run began, so that timings of one run compare."""
-        return self.median / (self.pace or 1.0)
+        return self.median if self.pace is None else self.median / self.pace
 
     def __post_init__(self) -> None:
         if self.low <= 0:
@@ -65,6 +65,8 @@ class Timing:
             )
         if self.runs < 1:
             raise ValueError(f"runs is {self.runs}; it must be at least 1")
+        if self.pace is not None and self.pace <= 0:
+            raise ValueError(f"pace is {self.pace}; it must be above 0")
 
 
 @dataclass(frozen=True)
@@ -253,16 +255,22 @@ class Record:
                 raise ValueError(
                     f"{at}.{name}.graph is True; a device of kind 'cpu' replays no CUDA graph"
                 )
+            if timing and timing.pace is not None and self.device.kind == "cuda":
+                raise ValueError(
+                    f"{at}.{name}.pace is {timing.pace}; it must be null on a device of kind 'cuda'"
+                )
         if row.forward is None:
             return
         if row.model not in self.models:
             raise ValueError(
                 f"{at}.model is {row.model!r}; models has {', '.join(self.models) or 'none'}"
             )
-        try:
-            stages = self.stage_costs(row)
-        except ValueError as error:
-            raise ValueError(f"{at}.forward.{error}") from None
+        if row.forward.shards != 1:
+            raise ValueError(
+                f"{at}.forward.shards is {row.forward.shards}; it must be 1 in a record, which is"
+                " of one device"
+            )
+        stages = self.stage_costs(row)
         if row.kind == "stage" and row.name not in stages:
             raise ValueError(
                 f"{at}.name is {row.name!r}; its forward, of kind {row.forward.kind!r}, has"
@@ -314,18 +322,10 @@ def _check_ceiling(at: str, found: Ceiling | Latency) -> None:
         raise ValueError(f"{at}.runs is {found.runs}; it must be at least 1")
 
 
-def check_one_device(records: Sequence[tuple[Path, Record]]) -> None:
-    """That records which are put together, each with its file, are of one device.
-
-    A ValueError names the first two files that differ, and their devices.
-    """
-    for path, record in records[1:]:
-        first_path, first = records[0]
-        if record.device.name != first.device.name:
-            raise ValueError(
-                f"record.device.name is {first.device.name!r} in {first_path} and"
-                f" {record.device.name!r} in {path}; records put together must be of one device"
-            )
+def memory_of(device: Device) -> int | None:
+    """Bytes of a device, from its details: "141 GiB", "0.5 GiB"; None if they do not say."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) (GiB|MiB)", device.details.get("memory", ""))
+    return found and round(float(found[1]) * (2**30 if found[2] == "GiB" else 2**20))
 
 
 def save(record: Record, folder: Path) -> Path:
@@ -333,6 +333,23 @@ def save(record: Record, folder: Path) -> Path:
     path = folder / record.file_name
     write_whole(path, json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
     return path
+
+
+def record_files(folder: Path) -> list[Path]:
+    """The files of a folder that are named as `save` names records, in the order of their names."""
+    return sorted(folder.glob("*-????????t??????-*.json"))
+
+
+def newest_of_each_device(records: Iterable[tuple[Path, Record]]) -> list[tuple[Path, Record]]:
+    """Of records, each with its file, the newest of each device: hosts first, each kind by name.
+
+    Records of quick runs, of checkpoint folders and of runs cut short are left out.
+    """
+    found: dict[tuple[str, str], tuple[Path, Record]] = {}
+    for path, record in sorted(records, key=lambda each: each[1].date):
+        if record.complete and record.scope == "standard":
+            found[record.device.kind, record.device.name] = (path, record)
+    return [found[device] for device in sorted(found)]
 
 
 def check_writable(folder: Path) -> None:
@@ -353,10 +370,13 @@ def load(path: str | Path) -> Record:
 Kind = typing.TypeVar("Kind")
 
 
-def read(kind: type[Kind], path: str | Path, schema: int, *, made_by: str = "") -> Kind:
+def read(
+    kind: type[Kind], path: str | Path, schema: int, *, made_by: str = "", root: str = "record"
+) -> Kind:
     """A dataclass with a field `schema` from its JSON in a file, checked field by field.
 
     made_by: the command that writes files of this schema, for the error of one of another.
+    root: what errors call the whole.
 
     A ValueError names the file and the field that is not as it must be.
     """
@@ -372,7 +392,7 @@ def read(kind: type[Kind], path: str | Path, schema: int, *, made_by: str = "") 
         source = f", which {made_by} makes" if made_by else ""
         raise ValueError(f"{path}: schema is {given!r}; this version reads {schema}{source}")
     try:
-        return _decoded(kind, values, "record")
+        return _decoded(kind, values, root)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -58,13 +58,17 @@ def step_times(
     roof, times = ceilings.roof(forward.dtype), {}
     for stage, cost in step_cost(config, forward).items():
         if stage == ALL_REDUCE:
-            seconds = cost.bytes / link
-            times[stage] = StageTime(seconds, seconds, "link")
+            sent, launches = cost.bytes / link, by_ceilings[stage]["launches"]
+            held = "link" if sent >= launches else "launches"
+            times[stage] = StageTime(sent + launches, sent, held)
             continue
         held = by_ops.get(stage) or by_ceilings[stage]
         times[stage] = StageTime(sum(held.values()), roof.seconds(cost), max(held, key=held.get))
     return times
 
+
+# The dtype of activations that the bench measures rates in.
+RATES_OF = {"triton": "bfloat16", "torch": "float32"}
 
 Held = dict[str, float]  # seconds by what holds them
 
@@ -85,8 +89,10 @@ def _by_ceilings(config: ModelConfig, forward: Forward, ceilings: Ceilings) -> d
 def _by_ops(
     config: ModelConfig, forward: Forward, ceilings: Ceilings, backend: str
 ) -> dict[str, Held]:
-    """Of the stages whose every op was measured."""
+    """Of the stages whose every op was measured, in the forward's dtype."""
     found: dict[str, Held] = {}
+    if forward.dtype != RATES_OF[backend]:
+        return found
     for stage, works in step_work(config, forward, backend).items():
         if not all(work.op in ceilings.ops for work in works):
             continue

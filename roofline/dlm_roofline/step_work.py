@@ -1,12 +1,15 @@
 """What our ops do in a forward: their calls, the bytes they move and the FLOPs they take.
 
-The compulsory cost is of the algorithm; this is of our ops, so that it counts what they add to it:
+The compulsory cost is of the algorithm; this is what the time of our ops grows by. It is counted
+for a call as for the calls that rates are taken from, so what grows alike is left out: inputs and
+outputs of products, and their partial sums. It has what our ops add:
 
 - products are padded, on the torch backend to groups of 32 rows, on Triton to tiles of 16;
 - torch's LM head writes logits, as many rows at a time as 128 MiB hold, and reads them again;
 - torch's attention takes one request after the other, copies its keys and values into tiles of 64
-  keys, and multiplies each with each group of 16 positions, which takes its calls as long as
-  _LEAST_PRODUCT FLOPs; the masks of a draft group are a tile of their own.
+  keys, and multiplies each with each group of 16 positions; the masks of a draft group are a tile
+  of their own. Products so small that their calls hold them are counted as _LEAST_PRODUCT FLOPs,
+  which is what one has at the standard shape of those rates.
 """
 
 from dataclasses import replace
@@ -32,13 +35,15 @@ from .step_cost import (
 # Of the torch backend; a test holds them to its own.
 LINEAR_ROWS, TILE_ROWS, TILE_KEYS, HEAD_LOGITS = 32, 16, 64, 2**25
 
-_LEAST_PRODUCT = 2.0**20
+_LEAST_PRODUCT = 2.0**20  # 128 rows (16 positions by 8 heads) x 64 keys x 32, 2 KV heads
 # What torch's attention takes beside the first request of a call.
 FURTHER, GROUP = "request", "group"
 
 
 class Work(NamedTuple):
-    """Calls of one op, and the bytes and FLOPs of each."""
+    """Calls of one op, and the bytes and FLOPs of each; of remask_scatter pairs of positions
+    stand for bytes.
+    """
 
     op: str
     calls: int

@@ -12,12 +12,12 @@ def percent(share: float) -> str:
     """Whole percents, and one digit more below ten."""
     if 0 < share < 0.001:
         return "<0.1%"
-    return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
+    return f"{share:.1%}" if share < 0.0995 else f"{share:.0%}"
 
 
 def with_prefix(value: float, unit: str) -> str:
     """Three significant digits and the SI prefix that fits, as in "4.80 TB/s"."""
     for scale, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if value >= scale:
+        if value >= 0.9995 * scale:
             return f"{three_digits(value / scale)} {prefix}{unit}"
     return f"{three_digits(value)} {unit}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dlm_bench import bandwidth_check
-from dlm_bench.bandwidth_check import RECORD, Compared, load, table
+from dlm_bench.bandwidth_check import RECORD, Check, Compared, load, table
 from dlm_roofline import ceilings
 from dlm_roofline.records import Device
 
@@ -38,7 +38,9 @@ def test_both_stream_over_the_same_buffers_on_as_many_threads(
     path = tmp_path / "check.json"
     assert bandwidth_check.main(["--out", str(path), "--turns", "2"]) == 0
     check = load(path)
-    assert capsys.readouterr().out.strip() == table(check)
+    *lines, last = capsys.readouterr().out.strip().split("\n")
+    assert "\n".join(lines) == table(check)
+    assert last == f"within 15%: {'yes' if check.agrees else 'no'}"
     assert check.buffer == 8 << 20 and check.versions["likwid"] == "5.2.2"
     assert [each.name for each in check.kernels] == ["read", "copy", "write", "triad"]
     for each, buffers in zip(check.kernels, (1, 2, 1, 3), strict=True):
@@ -47,20 +49,65 @@ def test_both_stream_over_the_same_buffers_on_as_many_threads(
         assert likwid.count(["-t", each.theirs, "-w", size, "-s", "1"]) == 2
 
 
-def test_without_likwid_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_without_likwid_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
+) -> None:
     monkeypatch.setattr(bandwidth_check.shutil, "which", lambda _: None)
     monkeypatch.setattr(bandwidth_check, "streams", lambda _: pytest.fail("measured"))
-    assert bandwidth_check.main([]) == 1
+    assert bandwidth_check.main(["--out", str(tmp_path / "check.json")]) == 1
     assert "likwid-bench is not on PATH; Debian's package likwid has it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("printed", ["Unknown test case load_x", "MByte/s:\t0.00"])
 def test_a_kernel_that_prints_no_rate_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, likwid: list[list[str]]
+    monkeypatch: pytest.MonkeyPatch, likwid: list[list[str]], printed: str
 ) -> None:
-    failed = subprocess.CompletedProcess([], 1, "", "Unknown test case load_x")
+    failed = subprocess.CompletedProcess([], 1, "", printed)
     monkeypatch.setattr(bandwidth_check.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(OSError, match=r"-t load_x printed no rate: Unknown test case"):
+    with pytest.raises(OSError, match=f"-t load_x printed no rate above 0: {printed}"):
         bandwidth_check._likwid("load_x", 1 << 20, 2)
+
+
+def test_a_call_that_does_not_end_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, likwid: list[list[str]], capsys, tmp_path: Path
+) -> None:
+    def hang(command: list[str], *, timeout: float, **_) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(bandwidth_check.subprocess, "run", hang)
+    assert bandwidth_check.main(["--out", str(tmp_path / "check.json")]) == 1
+    assert "likwid-bench -v did not end within 120 s" in capsys.readouterr().err
+
+
+def test_what_does_not_add_up_is_said_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bandwidth_check, "compare", lambda _: Compared("read", "load", [1], [1], 2))
+    assert bandwidth_check.main(["--out", str(tmp_path / "check.json")]) == 1
+    assert "bandwidth_check: read: ratio is 2; its rates" in capsys.readouterr().err
+
+
+def test_what_cannot_be_recorded_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bandwidth_check, "compare", lambda _: pytest.fail("measured"))
+    with pytest.raises(SystemExit):
+        bandwidth_check.main(["--turns", "0"])
+    assert "--turns: is 0; it must be at least 1" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert bandwidth_check.main(["--out", str(tmp_path / "file" / "check.json")]) == 1
+    assert "cannot be written to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ratio", "agrees"), [(0.84, False), (0.86, True), (1.14, True), (1.16, False)]
+)
+def test_one_kernel_further_off_than_15_percent_is_too_far(ratio: float, agrees: bool) -> None:
+    same = Compared("read", "load", [2.0], [2.0], 1.0)
+    off = Compared("copy", "copy", [ratio], [1.0], ratio)
+    kernels = [same, off, same]
+    check = Check(1, "2026-01-02", Device("cpu", "a host", {}), {}, 2, 8 << 20, kernels)
+    assert check.agrees is agrees
 
 
 def test_a_ratio_that_its_rates_do_not_give_is_refused(
@@ -86,7 +133,7 @@ def test_the_record_agrees_within_15_percent_and_its_folder_says_so() -> None:
     check = load()
     assert "No comparison has been recorded yet." not in readme
     assert all(len(rates) >= 5 for each in check.kernels for rates in _rates(each))
-    assert all(abs(each.ratio - 1) <= 0.15 for each in check.kernels)
+    assert check.agrees
     off = max(abs(each.ratio - 1) for each in check.kernels)
     words = " ".join(readme.split())
     assert table(check) in readme

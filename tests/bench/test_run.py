@@ -22,6 +22,7 @@ from dlm_core import PRESETS, random_model
 from dlm_roofline import ceilings
 from dlm_roofline.forward import DECODE, DENOISE, KINDS, QUADRATIC, STEP_NAMES, VERIFY, Forward
 from dlm_roofline.model_check import model_check
+from dlm_roofline.op_rates import OpRate
 from dlm_roofline.records import Record, load
 from dlm_roofline.step_cost import step_cost, total
 
@@ -38,7 +39,7 @@ def small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ceilings and rates of our ops in no time; as they're off by much, nothing is skipped for what
     they predict.
     """
-    small = op_rates.Sizes(64, (4, 2, 16), 4, 64, 1, 70, 256, 8)
+    small = op_rates.Sizes(64, (4, 2, 16), 4, 64, 1, 70, 256, 8, 64)
     monkeypatch.setitem(op_rates.SIZES, "cpu", small)
     monkeypatch.setattr(run, "RATE_BUDGET", 1e-3)
     monkeypatch.setitem(ceilings.STREAM_BYTES, "cpu", 8 << 20)
@@ -54,8 +55,10 @@ def test_quick_run_leaves_a_whole_record(tmp_path: Path, capsys, small_ceilings:
     assert record.complete and closing["complete"]
     assert record.backend == "torch" and record.device.kind == "cpu"
     assert {"linear", "linear int4", "block_attention"} <= record.ceilings.ops.keys()
-    error = closing["model_error"]
-    assert error["median"] == pytest.approx(model_check(record).median, abs=1e-3)
+    error, check = closing["model_error"], model_check(record)
+    assert error["median"] == pytest.approx(check.median, abs=1e-3)
+    assert error["worst"] == pytest.approx(check.worst, abs=1e-3)
+    assert error["worst"] > error["median"] and error["holds"] is check.holds
     assert {row.name for row in record.rows if row.kind == "op"} == {
         "confidence",
         "confidence, all statistics",
@@ -223,6 +226,63 @@ def test_a_forward_that_this_device_refuses_is_skipped(bench: run.Bench) -> None
     bench.steps(subject(beyond, DECODING))
     (skipped,) = bench.record.skipped
     assert "capacity is 4097" in skipped.why and len(bench.record.rows) == 1
+
+
+def test_a_float8_cache_is_not_begun_where_triton_does_not_read_it(
+    bench: run.Bench, monkeypatch
+) -> None:
+    monkeypatch.setattr(run, "reads_float8", lambda _: False)
+    float8 = Planned(replace(DECODING.forward, float8_cache=True))
+    bench.steps(subject(float8, DECODING))
+    (skipped,) = bench.record.skipped
+    assert "8.9" in skipped.why and len(bench.record.rows) == 1
+
+
+def test_a_mistake_within_a_forward_is_not_taken_for_a_refusal(
+    bench: run.Bench, monkeypatch
+) -> None:
+    def mistaken(*_: object) -> None:
+        raise ValueError("k_cache has 3 heads")
+
+    monkeypatch.setattr(run.StepBench, "step", mistaken)
+    with pytest.raises(ValueError, match="k_cache has 3 heads"):
+        bench.steps(subject(DECODING))
+    assert bench.record.skipped == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, TypeError])
+def test_a_rate_that_failed_is_not_tried_again(
+    bench: run.Bench, monkeypatch, error: type[Exception]
+) -> None:
+    tries = []
+
+    def fail() -> OpRate:
+        tries.append("linear")
+        raise error("they must differ")
+
+    def rate() -> OpRate:
+        tries.append("lookup")
+        return OpRate(1e-3, None, None)
+
+    monkeypatch.setattr(run, "op_rates", lambda *_: {"linear": fail, "lookup": rate})
+    bench.rates()
+    bench.rates()
+    assert tries == ["linear", "lookup", "lookup"]
+    (skipped,) = bench.record.skipped
+    assert (skipped.what, skipped.why) == ("rate of linear", "they must differ")
+    assert bench.record.ceilings.ops["lookup"].overhead == 1e-3
+
+
+@pytest.mark.parametrize(("scope", "model"), [("folder", "tiny-a"), ("standard", "8B")])
+def test_the_closing_line_is_of_the_folder_s_model_or_the_last(
+    forwards: Record, scope: str, model: str
+) -> None:
+    """tiny-a came before 8B, with the same forwards."""
+    before = [replace(row, model="tiny-a") for row in forwards.rows if row.model == "8B"]
+    models, rows = {"tiny-a": forwards.models["8B"], **forwards.models}, before + forwards.rows
+    record = replace(forwards, scope=scope, models=models, rows=rows)
+    closing = run._closing(record, Path("record.json"))
+    assert closing["steps"] and {step["model"] for step in closing["steps"]} == {model}
 
 
 def test_an_interrupt_within_a_forward_keeps_its_stages(bench: run.Bench, monkeypatch) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from dlm_bench import timing
 from dlm_bench.timing import LONG, LONG_RUNS, MAX_RUNS, MIN_RUNS, Stopwatch, summary
+from dlm_roofline.records import Timing
 
 CPU = torch.device("cpu")
 
@@ -68,32 +69,36 @@ def test_a_slow_first_run_neither_counts_nor_decides(stopwatch: Stopwatch) -> No
 
 
 def test_the_pace_of_the_runs_is_that_of_the_yardstick_beside_them() -> None:
-    """On a host 1.4 times as slow as at first, what takes 28 ms would have taken 20."""
+    """On a host 1.2 times as slow as at first, what takes 24 ms would have taken 20."""
     watch = Stopwatch(CPU, budget=0.05)
     watch._first_pace = 0.01
-    watch._yardstick = lambda: time.sleep(0.014)
-    found = watch.time(lambda: time.sleep(0.028))
-    assert found.pace == pytest.approx(1.4, rel=0.2)
+    watch._yardstick = lambda: time.sleep(0.012)
+    found = watch.time(lambda: time.sleep(0.024))
+    assert found.pace == pytest.approx(1.2, rel=0.15)
     assert found.paced == pytest.approx(found.median / found.pace)
 
 
-def test_what_met_a_slow_host_is_timed_again() -> None:
+@pytest.mark.parametrize(
+    ("paces", "kept"),
+    [((1.3,), 1.3), ((1.6, 1.1), 1.1), ((1.6, 1.9, 1.7), 1.6)],
+    ids=["calm", "the second is calm", "never calm, the first was calmest"],
+)
+def test_what_met_a_slow_host_is_timed_again_and_the_calmer_try_counts(
+    monkeypatch: pytest.MonkeyPatch, paces: tuple[float, ...], kept: float
+) -> None:
+    monkeypatch.setattr(timing, "PAUSE", 0.0)
     watch = Stopwatch(CPU, budget=0.01)
-    watch._first_pace = 0.002
-    slow = iter([True] * 40)  # all of the first time, and the beginning of the second
+    once, left, now = watch._once, list(paces), []
 
-    def yardstick() -> None:
-        time.sleep(0.01 if next(slow, False) else 0.002)
+    def a_try(*args: object, **options: object) -> Timing:
+        now.append(left.pop(0))
+        return once(*args, **options)
 
-    watch._yardstick = yardstick
-    runs = []
-    found = watch.time(lambda: runs.append(1))
-    assert len(runs) > found.runs + 1
-    again = Stopwatch(CPU, budget=0.01)
-    again._first_pace, again._yardstick = 1.0, lambda: time.sleep(0.002)
-    runs.clear()
-    found = again.time(lambda: runs.append(1))
-    assert len(runs) == found.runs + 1  # once, and the warm-up
+    monkeypatch.setattr(watch, "_once", a_try)
+    monkeypatch.setattr(watch, "_yardstick_seconds", lambda: now[-1] * watch._first_pace)
+    found = watch.time(lambda: None)
+    assert found.pace == pytest.approx(kept)
+    assert left == []
 
 
 def test_without_a_pace_the_median_counts() -> None:

@@ -85,7 +85,9 @@ def test_names() -> None:
     [
         (AR, {"mode": "greedy"}, "mode is 'greedy'; it must be one of autoregressive, diffusion"),
         (AR, {"size": 2}, "size is 2; it must be 1 in autoregressive"),
-        (LINEAR, {"size": 0}, "size is 0; it must be at least 1"),
+        (DIFFUSION, {"size": 0}, "size is 0; it must be at least 1 in diffusion"),
+        (LINEAR, {"size": 1}, "size is 1; it must be at least 2 in linear_spec"),
+        (QUADRATIC_4, {"size": 1}, "size is 1; it must be at least 2 in quadratic_spec"),
         (LINEAR, {"threshold": 0.5}, "threshold is 0.5; it must be null in linear_spec"),
         (DIFFUSION, {"threshold": 1.5}, "threshold is 1.5; it must be in 0 to 1"),
         (DIFFUSION, {"tokens_per_forward": 0.0}, "tokens_per_forward is 0.0; diffusion of size 32"),
@@ -110,8 +112,8 @@ def test_a_file_comes_back_as_it_was(tmp_path: Path) -> None:
     "change, message",
     [
         (lambda values: values.update(schema=2), "schema is 2"),
-        (lambda values: values.pop("source"), "source is missing"),
-        (lambda values: values.update(settings=[]), "settings is empty"),
+        (lambda values: values.pop("source"), "profile.source is missing"),
+        (lambda values: values.update(settings=[]), "profile.settings is empty"),
         (lambda values: values["settings"][1].pop("size"), r"settings\[1\].size is missing"),
         (lambda values: values["settings"][1].update(size="32"), r"settings\[1\].size is '32'"),
         (lambda values: values["settings"][0].update(size=2), r"settings\[0\].size is 2; it must"),

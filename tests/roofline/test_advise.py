@@ -22,6 +22,7 @@ from dlm_roofline.acceptance import (
     tokens_per_cycle,
 )
 from dlm_roofline.advise import (
+    OBJECTIVES,
     QUANTIZATIONS,
     Advice,
     Machine,
@@ -70,6 +71,25 @@ def slowed(record: Record, factor: Callable[[Forward], float]) -> Record:
         return replace(row, timing=replace(timing, **scaled))
 
     return replace(record, rows=[slow(row) for row in record.rows])
+
+
+def on_host(record: Record, pace: Callable[[Forward], float]) -> Record:
+    """The record's whole forwards as a shared host takes them, each at a pace of its own."""
+
+    def timed(row: Row) -> Row:
+        forward = replace(row.forward, dtype="float32")
+        by = pace(forward)
+        scaled = {name: by * getattr(row.timing, name) for name in ("median", "low", "high")}
+        timing = replace(row.timing, **scaled, graph=False, pace=by)
+        return replace(row, forward=forward, dtype="float32", timing=timing, peers=[])
+
+    return replace(
+        record,
+        backend="torch",
+        device=Device("cpu", "AMD EPYC", {}),
+        ceilings=replace(record.ceilings, exps=None, l2=None, graph_node=None),
+        rows=[timed(row) for row in record.rows if row.kind == "step"],
+    )
 
 
 def with_step(record: Record, forward: Forward, seconds: float) -> Record:
@@ -242,12 +262,40 @@ def test_least_accuracy(grid_record: Record) -> None:
         ({"contexts": []}, "contexts is empty"),
         ({"quantizations": []}, "quantizations is empty"),
         ({"batches": [0]}, "batch is 0; it must be at least 1"),
-        ({"contexts": [262144]}, "context is 262144; it must be below the 262144 positions"),
+        ({"contexts": [262113]}, "context is 262113; it must be at most 262112, for the model has"),
     ],
 )
 def test_arguments_are_checked(grid_record: Record, changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         advised(grid_record, **changes)
+
+
+def test_a_block_may_end_where_the_positions_do(grid_record: Record) -> None:
+    found = advised(grid_record, batches=[1], contexts=[262112], quantizations=PLAIN)
+    assert len(found) == len(PROFILE.settings)
+
+
+def test_no_float8_cache_where_the_ops_refuse_it(grid_record: Record) -> None:
+    def ranked(machine: Machine, quantizations=QUANTIZATIONS) -> set[Quantization]:
+        given = (machine, [], PROFILE, [1], [1024], "latency")
+        found = advise(CONFIG, *given, quantizations=quantizations)
+        return {each.quantization for each in found}
+
+    machine, _ = machine_of("a100-80gb", [])
+    refused = [each for each in QUANTIZATIONS if each.float8_cache]
+    assert ranked(machine) == set(QUANTIZATIONS) - set(refused)
+    assert Quantization("fp8") in ranked(machine)
+    with pytest.raises(ValueError, match="quantizations is none.*, which the ops refuse on NVIDIA"):
+        ranked(machine, refused)
+    for allowed in (
+        replace(machine, backend="torch"),
+        machine_of("h200", [])[0],
+        Machine.of_record(grid_record),  # whose build of torch could not time float8 products
+    ):
+        assert ranked(allowed) == set(QUANTIZATIONS)
+    unlisted = replace(Machine.of_record(grid_record), name="Some GPU")
+    assert ranked(unlisted) == set(QUANTIZATIONS) - set(refused)
+    assert ranked(replace(unlisted, kind="cpu", backend="triton")) == set(QUANTIZATIONS)
 
 
 # --- how sure it is, and what a measured forward says of others
@@ -279,6 +327,40 @@ def test_certainty(grid_record: Record, forward: Forward, certainty: str) -> Non
 def test_another_model_is_never_measured(grid_record: Record) -> None:
     found = estimate(grid_record, Forward(DENOISE, 8, 32, 4096, "bfloat16"), PRESETS["14b"])
     assert found.certainty == SCALED
+
+
+@pytest.mark.parametrize(
+    "blocks, batch, certainty",
+    [
+        ({16: (1, 64), 32: (1, 64)}, 8, INTERPOLATED),
+        ({8: (1, 64), 32: (1, 64)}, 8, INTERPOLATED),
+        ({16: (8,), 32: (1, 64)}, 8, INTERPOLATED),
+        ({16: (1,), 32: (1, 64)}, 8, SCALED),
+        ({16: (1, 4), 32: (1, 64)}, 8, SCALED),
+        ({8: (1, 4), 32: (1, 64)}, 8, SCALED),
+        ({8: (1,), 32: (64,)}, 8, SCALED),
+        ({32: (1, 64)}, 8, SCALED),
+    ],
+)
+def test_between_is_at_the_same_block(
+    record: Record, blocks: dict, batch: int, certainty: str
+) -> None:
+    bare = replace(record, rows=[row for row in record.rows[:1] if row.kind == "stage"])
+    for block, batches in blocks.items():
+        for each in batches:
+            for context in (512, 2048):
+                bare = with_step(bare, Forward(DENOISE, each, block, context, "bfloat16"), 0.01)
+    assert estimate(bare, Forward(DENOISE, batch, 16, 1024, "bfloat16")).certainty == certainty
+
+
+def test_measured_is_as_it_was_and_factors_are_at_one_pace(grid_record: Record) -> None:
+    """All took twice as long while the host was at half its pace."""
+    steady, shared = (on_host(grid_record, lambda _, by=by: by) for by in (1.0, 2.0))
+    measured, between = (Forward(DENOISE, batch, 32, 4096, "float32") for batch in (8, 12))
+    timed = {row.forward: row.timing.median for row in shared.rows}
+    assert estimate(shared, measured).seconds == timed[measured]
+    expected = estimate(steady, between).seconds
+    assert estimate(shared, between).seconds == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_cycle_is_as_sure_as_its_least_sure_forward(grid_record: Record) -> None:
@@ -419,22 +501,83 @@ def test_unknown_devices(record: Record) -> None:
 @pytest.mark.parametrize("factor", [lambda _: 1.0, varying], ids=["uniform", "varying"])
 def test_advice_on_withheld_cells_is_good(grid_record: Record, factor: Callable) -> None:
     found = withheld_score(slowed(grid_record, factor), MEASURED_SETTINGS)
-    cells = {(each.advised.batch, each.advised.context) for each in found}
-    assert len(cells) == len(found) == 7 * 4
     assert all(0 <= each.regret <= 0.1 for each in found)
-    assert all(each.advised.certainty != MEASURED for each in found)
+    for objective in OBJECTIVES:
+        judged = [each for each in found if each.objective == objective]
+        assert len({(each.batch, each.context) for each in judged}) == len(judged) == 7 * 4
+    for each in found:
+        advice = each.advised.advice
+        here = (advice.batch, advice.context) == (each.batch, each.context)
+        assert here or each.objective == "throughput"
+        assert (advice.certainty == MEASURED) != here
+
+
+def test_the_bare_model_does_worse_where_kinds_are_not_alike(grid_record: Record) -> None:
+    slow = slowed(grid_record, lambda forward: 8.0 if forward.kind == VERIFY else 1.0)
+    found = [each for each in withheld_score(slow, MEASURED_SETTINGS) if each.batch == 1]
+    assert max(each.regret for each in found) <= 0.1 < max(each.bare_regret for each in found)
+
+
+def test_throughput_is_judged_over_the_batches_of_a_context(grid_record: Record) -> None:
+    """Batch 16 is best by far, which nobody knows who was not shown it."""
+    strange = (16, 4096)
+    odd = slowed(grid_record, lambda each: 0.1 if (each.batch, each.context) == strange else 1.0)
+    judged = [
+        each
+        for each in withheld_score(odd, MEASURED_SETTINGS)
+        if (each.objective, each.context) == ("throughput", 4096)
+    ]
+    assert [each.batch for each in judged] == [1, 2, 4, 8, 16, 32, 64]
+    timed = {row.forward: row.timing.median for row in odd.rows if row.kind == "step"}
+    for each in judged:
+        best = each.best.advice
+        assert best.batch == 16
+        seconds = sum(timed[forward] for forward in best.forwards)
+        assert each.best.rate == pytest.approx(16 * tokens_per_cycle(best.setting) / seconds)
+        assert (each.regret > 0.1) == (each.batch == 16)
+
+
+def test_settings_that_run_the_same_forwards_count_once(record: Record) -> None:
+    (slower,) = PROFILE.of_mode(DIFFUSION)
+    faster = replace(slower, threshold=0.5, tokens_per_forward=5.0)
+    for settings in ([slower, faster], [faster, slower]):
+        found = withheld_score(record, replace(PROFILE, settings=settings))
+        assert {each.objective for each in found} == {"throughput"}
+        assert {each.best.advice.setting for each in found} == {faster}
+    steps = [row for row in record.rows if row.forward.batch < 4]
+    assert not withheld_score(replace(record, rows=steps), replace(PROFILE, settings=settings))
+
+
+def test_a_score_is_of_times_at_one_pace(grid_record: Record) -> None:
+    """Advice that sees and is judged by times at one pace does not depend on it."""
+    by_batch = {1: 1.0, 2: 3.0, 4: 0.5, 8: 1.0, 16: 2.0, 32: 4.0, 64: 1.5}
+    steady = on_host(grid_record, lambda _: 1.0)
+    shared = on_host(grid_record, lambda forward: by_batch[forward.batch])
+    expected = withheld_score(steady, MEASURED_SETTINGS)
+    found = withheld_score(shared, MEASURED_SETTINGS)
+    assert len(found) == 2 * 7 * 4
+    assert [each.best.rate for each in found] == pytest.approx(
+        [each.best.rate for each in expected]
+    )
+    assert [each.regret for each in found] == pytest.approx(
+        [each.regret for each in expected], abs=1e-6
+    )
 
 
 def test_a_withheld_cell_is_not_seen(grid_record: Record) -> None:
     """What nothing but the cell itself could tell costs the adviser dearly there."""
     strange = Forward(VERIFY, 8, 32, 1024, "bfloat16")
     record = slowed(grid_record, lambda forward: 20.0 if forward == strange else 1.0)
-    found = withheld_score(record, MEASURED_SETTINGS)
-    (there,) = [each for each in found if each.advised.forwards[-1] == strange]
-    assert there.advised.setting.mode == LINEAR_SPEC != there.best.setting.mode
+    (there,) = [
+        each
+        for each in withheld_score(record, MEASURED_SETTINGS)
+        if (each.objective, each.batch, each.context) == ("latency", 8, 1024)
+    ]
+    assert there.advised.advice.forwards[-1] == strange
+    assert there.best.advice.setting.mode != LINEAR_SPEC
     assert there.regret > 0.5
     timed = {row.forward: row.timing.median for row in record.rows if row.kind == "step"}
-    for rate, advice in ((there.advised_rate, there.advised), (there.best_rate, there.best)):
+    for advice, rate in (there.advised, there.best):
         seconds = sum(timed[each] for each in advice.forwards)
         assert rate == pytest.approx(tokens_per_cycle(advice.setting) / seconds)
 
@@ -453,7 +596,9 @@ def test_advice_on_recorded_devices_is_good() -> None:
         pytest.skip(f"{RESULTS} holds no record with several kinds of forwards")
     profile = load_profile(RESULTS / "quality" / "acceptance.json")
     for path in paths:
-        for each in withheld_score(load(path), profile):
+        found = withheld_score(load(path), profile)
+        assert {each.objective for each in found} == set(OBJECTIVES), path
+        for each in found:
             assert each.regret <= 0.1, (path, each)
 
 
@@ -556,9 +701,23 @@ def test_the_command_scores_itself(saved: Path, tmp_path: Path, capsys) -> None:
     file.write_text(json.dumps(MEASURED_SETTINGS, default=vars))
     assert run("--score", saved, "--acceptance", file) == 0
     printed = capsys.readouterr().out
-    assert "regret" in printed
+    assert "regret of" in printed and "bare model" in printed and "at one pace" in printed
     last = json.loads(printed.splitlines()[-1])
-    assert (last["cells"], last["worst_regret"]) == (28, 0.0)
+    for objective in OBJECTIVES:
+        score = last[objective]
+        assert (score["cells"], score["worst_regret"]) == (28, pytest.approx(0.0, abs=0.01))
+        assert score["worst_regret_bare_model"] >= 0
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["--model 8b", "--gpu h200", "--batch 1", "--context 1k", "--quantization int4", "--top 3"],
+)
+def test_a_score_takes_all_else_from_its_record(saved: Path, more: str, capsys) -> None:
+    with pytest.raises(SystemExit) as error:
+        run("--score", saved, *more.split())
+    assert error.value.code == 2
+    assert f"argument {more.split()[0]}: must be left out with --score" in capsys.readouterr().err
 
 
 WHOLE = {"--model": "8b", "--gpu": "h200"}
@@ -578,7 +737,7 @@ WHOLE = {"--model": "8b", "--gpu": "h200"}
         ({"--batch": "1,,8"}, "argument --batch: ''; it must be a whole number"),
         ({"--context": "1x"}, "argument --context: '1x'; it must be a number of tokens"),
         ({"--context": "k"}, "argument --context: 'k'; it must be a number of tokens"),
-        ({"--context": "256k"}, "context is 262144; it must be below the 262144 positions"),
+        ({"--context": "256k"}, "context is 262144; it must be at most 262112, for the model"),
         ({"--objective": "speed"}, "argument --objective: invalid choice: 'speed'"),
         ({"--min-accuracy": "2"}, "argument --min-accuracy: '2'; it must be a share, 0 to 1"),
         ({"--min-accuracy": "high"}, "argument --min-accuracy: 'high'; it must be a share"),
@@ -602,17 +761,38 @@ def test_a_users_error_is_one_line(
 def test_records_of_two_devices_are_an_error(
     saved: Path, grid_record: Record, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    device = Device("cuda", "NVIDIA B200", {})
-    other = save(replace(grid_record, device=device), tmp_path)
+    b200 = Device("cuda", "NVIDIA B200", {})
+    alone = ("record.device.name is 'NVIDIA B200'", "'NVIDIA H200' by --gpu")
+    for name, change, first, said in (
+        ("name", {"device": b200}, saved, ("record.device.name is 'NVIDIA B200'", f"in {saved};")),
+        ("backend", {"backend": "torch"}, saved, ("record.backend is 'torch'", "and 'triton' in")),
+        ("alone", {"device": b200}, None, alone),
+    ):
+        other = save(replace(grid_record, date="2026-01-01", **change), tmp_path / name)
+        with pytest.raises(SystemExit):
+            run("--model", "8b", "--gpu", "h200", "--records", *filter(None, (first, other)))
+        printed = capsys.readouterr().err
+        assert f"in {other}" in printed
+        assert all(text in printed for text in said), printed
+
+
+def test_records_of_other_threads_are_an_error(
+    record: Record, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    paths = [
+        save(of_device(record, f"2026-01-0{threads}", threads=threads), tmp_path)
+        for threads in (1, 2)
+    ]
     with pytest.raises(SystemExit):
-        run("--model", "8b", "--gpu", "h200", "--records", saved, other)
-    said = capsys.readouterr().err
-    assert f"record.device.name is 'NVIDIA B200' in {other}" in said
+        run("--model", "8b", "--gpu", "host", "--records", *paths)
+    said = f"record.device.details.threads is '1' in {paths[0]} and '2' in {paths[1]};"
+    assert said in capsys.readouterr().err
 
 
 def test_a_record_without_cells_to_compare_is_an_error(
     record: Record, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    steps = [row for row in record.rows if row.forward.batch < 4]
     with pytest.raises(SystemExit):
-        run("--score", save(record, tmp_path))
+        run("--score", save(replace(record, rows=steps), tmp_path))
     assert "holds no batch and context at which two settings" in capsys.readouterr().err

@@ -132,7 +132,13 @@ def counted(config: ModelConfig, forward: Forward, device: str = "meta") -> int:
     with LiveBytes() as live:
         options = {"causal": forward.causal, "draft_groups": forward.draft_groups}
         hidden = runner.hidden(tokens, cache, **options)
-        runner.statistics(hidden[:, 1:] if forward.kind == DRAFT else hidden)
+        if forward.kind == QUADRATIC:  # verified rows, then masks of one group, as the cycle does
+            groups = hidden.unflatten(1, forward.draft_groups)
+            last = torch.zeros(forward.batch, dtype=torch.int64, device=device)
+            runner.statistics(groups[:, :, 0])
+            runner.statistics(groups[torch.arange(forward.batch, device=device), last, 2:])
+        else:
+            runner.statistics(hidden[:, 1:] if forward.kind == DRAFT else hidden)
     return live.peak
 
 
@@ -268,6 +274,9 @@ def test_logits_lie_in_memory_where_steps_sample() -> None:
     assert found.logits == pytest.approx(live.peak, rel=0.2)
     draft = peak_memory(config, replace(forward, kind=DRAFT), 32, sampled=True)
     assert draft.logits * 32 == found.logits * 31
+    # 4 groups of 5 rows: the head takes 4 of 20 rows, and then 3.
+    quadratic = peak_memory(config, replace(forward, kind=QUADRATIC, block=20), 32, sampled=True)
+    assert quadratic.logits * 8 == found.logits
 
 
 def test_what_cannot_be() -> None:

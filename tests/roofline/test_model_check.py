@@ -87,7 +87,7 @@ def test_an_outlier_says_what_the_record_shows_of_it(record) -> None:
     assert "denoising step of 8B, random weights, denoise 1×32, context 1024: -50%" in line
     assert "its stages, timed alone, add up to 50% of it" in line and "runs" not in line
     (line,) = outlier_lines(model_check(_with_slow_step(record, high=1.5)))
-    assert "its runs lie 50% apart" in line and "lacks rates of our ops" in line
+    assert "the middle half of its runs is 50% wide" in line and "lacks rates of our ops" in line
 
 
 def test_the_table_has_a_line_a_stage_and_forward(grid_record) -> None:

@@ -59,6 +59,8 @@ def test_command_draws_the_newest_record_of_the_folder(
     """And says of each what it is about, in a line."""
     save(make_record((1,)), tmp_path)
     newest = save(replace(make_record((1, 2)), date="2026-02-02T00:00:00Z"), tmp_path)
+    # What else is written there, and later.
+    (tmp_path / "speed-of-light-nvidia-h200-0123456789-01234567.json").write_text("{}")
     monkeypatch.setattr(plots, "charts_of", lambda record, profiles: [step_chart(record)])
     assert plots.main(["--out", str(tmp_path)]) == 0
     about = step_chart(make_record((1,))).about
@@ -68,6 +70,12 @@ def test_command_draws_the_newest_record_of_the_folder(
     assert f"{newest}: predicted / measured - 1" in said and "projections and MLP" in said
     assert "that count: median error" in said
     assert len([*tmp_path.glob(f"{newest.stem}-step.*")]) == 3
+
+
+def test_help_names_the_adviser(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        plots.main(["--help"])
+    assert "dlm roofline advise --help" in " ".join(capsys.readouterr().out.split())
 
 
 def test_command_refuses_a_bad_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

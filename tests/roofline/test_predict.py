@@ -1,5 +1,7 @@
 """Roofs, ridges and where a step crosses."""
 
+from dataclasses import replace
+
 import pytest
 
 from dlm_core import PRESETS
@@ -10,6 +12,7 @@ from dlm_roofline.step_cost import step_cost, total
 
 DTYPES = ("bfloat16", "float32")
 H200 = Roof(bandwidth=4.3e12, peak=790e12)
+STEP = Forward(DENOISE, 1, 32, 0, "bfloat16")
 
 
 def test_ridge_of_an_h200_as_measured() -> None:
@@ -53,13 +56,16 @@ def test_floor_of_a_forward_at_the_datasheet_bandwidth(size, milliseconds) -> No
 
 
 @pytest.mark.parametrize("context", [0, 1024, 8192])
-def test_crossing_is_the_first_batch_at_the_ridge(context) -> None:
+@pytest.mark.parametrize(
+    ("weights", "float8_cache"), [(None, False), ("int4", False), (None, True)]
+)
+def test_crossing_is_the_first_batch_at_the_ridge(context, weights, float8_cache) -> None:
     config = PRESETS["8b"]
-    crossing = ridge_crossing(config, 32, context, dtype="bfloat16", ridge=184)
+    step = Forward(DENOISE, 1, 32, context, "bfloat16", weights, float8_cache)
+    crossing = ridge_crossing(config, step, 184)
 
     def intensity(batch: int) -> float:
-        forward = Forward(DENOISE, batch, 32, context, "bfloat16")
-        return total(step_cost(config, forward)).intensity
+        return total(step_cost(config, replace(step, batch=batch))).intensity
 
     assert crossing.block == 32
     assert intensity(crossing.batch) >= 184 > intensity(crossing.batch - 1)
@@ -67,21 +73,36 @@ def test_crossing_is_the_first_batch_at_the_ridge(context) -> None:
 
 def test_without_context_the_crossing_lies_a_little_above_the_ridge_in_rows() -> None:
     """Weights alone give 1 FLOP/byte a row in bfloat16; activations push the crossing up."""
-    crossing = ridge_crossing(PRESETS["8b"], 32, 0, dtype="bfloat16", ridge=184)
+    crossing = ridge_crossing(PRESETS["8b"], STEP, 184)
     assert 184 <= crossing.rows <= 184 * 1.25
 
 
+def test_the_batch_of_a_step_does_not_move_its_crossing() -> None:
+    assert ridge_crossing(PRESETS["8b"], replace(STEP, batch=500), 8) == ridge_crossing(
+        PRESETS["8b"], STEP, 8
+    )
+
+
+def test_weights_in_few_bits_cross_at_fewer_rows() -> None:
+    """Of 8.5 billion parameters 0.54 are the head's, which stay in bfloat16."""
+    steps = [replace(STEP, block=1, weights=weights) for weights in (None, "fp8", "int4")]
+    whole, half, quarter = (ridge_crossing(PRESETS["8b"], step, 50).rows for step in steps)
+    assert 0.5 * whole < half < 0.6 * whole
+    assert 0.25 * whole < quarter < 0.4 * whole
+
+
 def test_a_low_ridge_is_crossed_within_one_block() -> None:
-    assert ridge_crossing(PRESETS["8b"], 32, 0, dtype="bfloat16", ridge=0.5) == Crossing(1, 1)
-    crossing = ridge_crossing(PRESETS["8b"], 32, 0, dtype="bfloat16", ridge=8)
+    assert ridge_crossing(PRESETS["8b"], STEP, 0.5) == Crossing(1, 1)
+    crossing = ridge_crossing(PRESETS["8b"], STEP, 8)
     assert crossing.batch == 1 and 8 <= crossing.block <= 9
 
 
 def test_long_contexts_can_keep_a_step_below_the_ridge_for_good() -> None:
     """3B at 32k: a request reads 3.5 GB of context of its own, at 128 FLOP/byte at most."""
-    assert ridge_crossing(PRESETS["3b"], 32, 32768, dtype="bfloat16", ridge=184) is None
+    assert ridge_crossing(PRESETS["3b"], replace(STEP, context=32768), 184) is None
 
 
 def test_float32_takes_twice_the_rows_to_cross() -> None:
-    rows = [ridge_crossing(PRESETS["8b"], 1, 0, dtype=dtype, ridge=50).rows for dtype in DTYPES]
+    steps = [replace(STEP, block=1, dtype=dtype) for dtype in DTYPES]
+    rows = [ridge_crossing(PRESETS["8b"], step, 50).rows for step in steps]
     assert 2 * rows[0] <= rows[1] <= 2.1 * rows[0]  # activations, in bytes twice as many too

@@ -17,12 +17,43 @@ import pytest
 from dlm_roofline.ceilings import Ceiling
 from dlm_roofline.records import (
     SCHEMA,
+    Device,
     Record,
-    check_one_device,
     check_writable,
     load,
+    memory_of,
+    newest_of_each_device,
+    record_files,
     save,
 )
+
+
+def test_files_of_records_are_known_by_their_names(record: Record, tmp_path: Path) -> None:
+    path = save(record, tmp_path)
+    for name in ("quality.json", "speed-of-light-nvidia-h200-0123456789-01234567.json"):
+        (tmp_path / name).write_text("{}")
+    assert record_files(tmp_path) == [path]
+    assert record_files(tmp_path / "none") == []
+
+
+def test_the_newest_whole_record_of_each_device(record: Record) -> None:
+    """Hosts first, then GPUs by name."""
+    named = replace(record, device=replace(record.device, name="NVIDIA A100"))
+    of_host = replace(record.ceilings, exps=None, l2=None, graph_node=None)
+    rows = [replace(row, peers=[], timing=replace(row.timing, graph=False)) for row in record.rows]
+    host = replace(record, device=Device("cpu", "some host", {}), ceilings=of_host, rows=rows)
+    given = {
+        "newest": replace(record, date="2026-02-01T00:00:00Z"),
+        "old": record,
+        "cut short": replace(record, date="2026-03-01T00:00:00Z", complete=False),
+        "quick": replace(record, date="2026-04-01T00:00:00Z", scope="quick"),
+        "folder": replace(record, date="2026-05-01T00:00:00Z", scope="folder"),
+        "other": named,
+        "host": host,
+    }
+    found = newest_of_each_device([(Path(name), each) for name, each in given.items()])
+    assert [str(path) for path, _ in found] == ["host", "other", "newest"]
+    assert all(record is given[str(path)] for path, record in found)
 
 
 def test_round_trip(record: Record, tmp_path: Path) -> None:
@@ -169,8 +200,8 @@ DAMAGES = {
         "record.rows[0].forward.block is 32; it must be 1 in decode",
     ),
     "shards": (
-        _with(3, "rows", 0, "forward", "shards"),
-        "record.rows[0].forward.shards is 3; it must divide num_attention_heads, which is 32",
+        _with(2, "rows", 0, "forward", "shards"),
+        "record.rows[0].forward.shards is 2; it must be 1 in a record, which is of one device",
     ),
     "stage": (_with("softmax", "rows", 0, "name"), "record.rows[0].name is 'softmax'; it must be"),
     "step": (
@@ -217,6 +248,22 @@ DAMAGES = {
         _host(_with(True, "rows", 7, "timing", "graph")),
         "record.rows[7].timing.graph is True; a device of kind 'cpu' replays no CUDA graph",
     ),
+    "pace": (
+        _host(_with(0, "rows", 7, "timing", "pace")),
+        "record.rows[7].timing.pace is 0.0; it must be above 0",
+    ),
+    "a peer's pace": (
+        _host(_with(-1, "rows", 5, "peers", 0, "timing", "pace")),
+        "record.rows[5].peers[0].timing.pace is -1.0; it must be above 0",
+    ),
+    "a GPU's pace": (
+        _with(1.5, "rows", 7, "timing", "pace"),
+        "record.rows[7].timing.pace is 1.5; it must be null on a device of kind 'cuda'",
+    ),
+    "a GPU's pace of a peer": (
+        _with(1.5, "rows", 5, "peers", 0, "timing", "pace"),
+        "record.rows[5].peers[0].timing.pace is 1.5; it must be null on a device",
+    ),
     "a peer's graph": (
         _host(_with(True, "rows", 5, "peers", 0, "timing", "graph")),
         "record.rows[5].peers[0].timing.graph is True",
@@ -252,13 +299,22 @@ def test_a_damaged_record_is_refused_by_file_and_field(
     "change",
     [
         _on_a_host,
+        _host(_with(1.5, "rows", 7, "timing", "pace")),
         _op(),
         lambda values: (_op()(values), _again(0, dtype="float16")(values)),
         lambda values: (_op()(values), _again(0, shape={"rows": 4})(values)),
         _with([], "rows"),
         _with(None, "ceilings", "exps"),
     ],
-    ids=["a host", "an op", "another dtype", "another shape", "no rows", "exps not measured"],
+    ids=[
+        "a host",
+        "a pace",
+        "an op",
+        "another dtype",
+        "another shape",
+        "no rows",
+        "exps not measured",
+    ],
 )
 def test_what_a_run_can_give_is_read(good: str, tmp_path: Path, change) -> None:
     assert load(_damaged(good, tmp_path, change)).schema == SCHEMA
@@ -313,20 +369,25 @@ def test_any_field_is_named(small: str, tmp_path: Path, damage, of: type, said: 
         assert str(raised.value).startswith(f"{path}: record{name} {said}")
 
 
-def test_records_of_one_device_go_together(record: Record) -> None:
-    later = replace(record, date="2026-02-02T03:04:05Z")
-    check_one_device([])
-    check_one_device([(Path("a.json"), record), (Path("b.json"), later)])
+@pytest.mark.parametrize(
+    ("said", "n_bytes"),
+    [
+        ("141 GiB", 141 << 30),
+        ("15.5 GiB", 31 << 29),
+        ("512 MiB", 512 << 20),
+        ("64 GB", None),
+        ("about 8 GiB", None),
+        ("8 GiB free", None),
+        ("1.2.3 GiB", None),
+        ("", None),
+    ],
+)
+def test_memory_of_a_device_is_what_its_details_say(said: str, n_bytes: int | None) -> None:
+    assert memory_of(Device("cuda", "NVIDIA H200", {"memory": said})) == n_bytes
 
 
-def test_records_of_two_devices_do_not(record: Record) -> None:
-    other = replace(record, device=replace(record.device, name="NVIDIA H100 NVL"))
-    named = [(Path("a.json"), record), (Path("b.json"), record), (Path("c.json"), other)]
-    with pytest.raises(ValueError) as raised:
-        check_one_device(named)
-    for part in ("record.device.name", "a.json", "c.json", "'NVIDIA H200'", "'NVIDIA H100 NVL'"):
-        assert part in str(raised.value)
-    assert "b.json" not in str(raised.value)
+def test_memory_of_a_device_that_does_not_say() -> None:
+    assert memory_of(Device("cpu", "AMD EPYC", {})) is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", '{"schema": 1', "\x00"])

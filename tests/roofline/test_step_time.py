@@ -7,6 +7,7 @@ import pytest
 from dlm_core import PRESETS
 from dlm_roofline.ceilings import Ceiling, Ceilings, Latency
 from dlm_roofline.forward import DENOISE, KINDS, QUADRATIC, Forward
+from dlm_roofline.op_rates import OpRate
 from dlm_roofline.step_cost import (
     ALL_REDUCE,
     ATTENTION,
@@ -142,3 +143,34 @@ def test_shards_without_a_link_are_refused() -> None:
 def test_a_dtype_that_nobody_measured_is_refused() -> None:
     with pytest.raises(ValueError, match="dtype is 'float16'; .* known in float32, bfloat16"):
         of_step(replace(STEP, dtype="float16"))
+
+
+def test_a_collective_is_a_launch_too() -> None:
+    forward = Forward(DENOISE, 1, 32, 64, "bfloat16", shards=2)
+    slow_nodes = replace(ceilings(), graph_node=Latency(1e-3, 1e-3, 1))
+    times = step_times(EIGHT, forward, slow_nodes, "triton", link=1e12)
+    sent = 34 * 2 * 2 * 0.5 * (2 * 32 * 4096)
+    assert times[ALL_REDUCE].seconds == pytest.approx(68e-3 + sent / 1e12)
+    assert times[ALL_REDUCE].held_by == "launches"
+
+
+RATES = {"linear": OpRate(1e-6, 1e12, 1e14), "gated_silu": OpRate(1e-6, 1e12, None)}
+
+
+def of_projections(rates: dict[str, OpRate], dtype: str = "bfloat16") -> StageTime:
+    forward = replace(STEP, dtype=dtype)
+    return step_times(EIGHT, forward, replace(ceilings(), ops=rates), "triton")[PROJECTIONS]
+
+
+def test_what_holds_a_stage_of_known_rates() -> None:
+    assert of_projections(RATES).held_by == "memory"
+    slow_products = {**RATES, "linear": OpRate(1e-6, 1e12, 1e12)}
+    assert of_projections(slow_products).held_by == "compute"
+    slow_calls = {name: replace(rate, overhead=1.0) for name, rate in RATES.items()}
+    assert of_projections(slow_calls).held_by == "launches"
+
+
+def test_rates_count_where_every_op_of_a_stage_has_one_in_its_dtype() -> None:
+    without = of_projections({})
+    assert of_projections({"linear": RATES["linear"]}) == without != of_projections(RATES)
+    assert of_projections(RATES, "float32") == of_projections({}, "float32")

@@ -32,7 +32,7 @@ from dlm_core.tasks import Example
 from dlm_core.whole_file import write_whole
 from dlm_roofline.records import read
 
-from ..tables import replace_between
+from ..readme import replace_between
 from .contexts import after_contexts, batches, padded
 from .evaluate import Setting, encoded, evaluate, sample
 from .grid import (

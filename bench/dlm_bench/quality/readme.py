@@ -7,7 +7,7 @@ from textwrap import fill
 
 from dlm_roofline.records import read
 
-from ..tables import replace_between
+from ..readme import replace_between
 from .grid import HEADLINE_THRESHOLD
 from .records import SCHEMA, QualityRecord
 from .scores import exact_tasks, headline, long_tasks, score

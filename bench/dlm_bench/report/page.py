@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -12,16 +12,9 @@ from string import Template
 from matplotlib import colormaps
 from matplotlib.colors import to_hex, to_rgb
 
-from dlm_roofline.acceptance import Profile
 from dlm_roofline.charts.chart import Chart
-from dlm_roofline.model_check import (
-    ERROR_HEADER,
-    error_rows,
-    model_check,
-    outlier_lines,
-    summary,
-)
-from dlm_roofline.plots import charts_of
+from dlm_roofline.model_check import model_check, outlier_lines
+from dlm_roofline.plots import charts_of, profiles_of
 from dlm_roofline.records import RESULTS, Record
 
 from .. import tables as bench_tables
@@ -60,7 +53,6 @@ class Contents:
 
 def page(
     records: Sequence[tuple[Path, Record]],
-    profiles: Sequence[Profile],
     quality: tuple[Path, QualityRecord] | None,
     runs: Sequence[dict],
     missing: Sequence[str],
@@ -69,7 +61,6 @@ def page(
 
     Args:
         records: with the paths they are from.
-        profiles: how many tokens a forward gives, for the pictures that need it.
         quality: the record of answers beside speed.
         runs: what `player.runs` gives.
         missing: what could not be shown and why, in sentences.
@@ -77,7 +68,7 @@ def page(
     contents = Contents()
     for i, (path, record) in enumerate(records, start=1):
         name = f"{record.device.name}, {record.backend}"
-        contents.add(f"record-{i}", name, _record(contents, f"r{i}", path, record, profiles))
+        contents.add(f"record-{i}", name, _record(contents, f"r{i}", path, record))
     if quality is not None:
         contents.add("quality", "Quality against speed", _quality(contents, *quality))
     if runs:
@@ -148,10 +139,8 @@ def _listed(items: Sequence[str]) -> str:
 # --- a record
 
 
-def _record(
-    contents: Contents, key: str, path: Path, record: Record, profiles: Sequence[Profile]
-) -> str:
-    charts = charts_of(record, profiles)
+def _record(contents: Contents, key: str, path: Path, record: Record) -> str:
+    charts = charts_of(record, profiles_of(record))
     ceilings, *others = bench_tables.tables(record)
     model = [chart for chart in charts if chart.name == MODEL]
     facts = {
@@ -170,16 +159,22 @@ def _record(
     if model:
         parts.append("<h3>Model against measurement</h3>")
         parts += [_figure(contents, key, chart, record, again) for chart in model]
-        check = model_check(record)
-        if rows := error_rows(check):
-            errors = _table(Table(f"Errors: {summary(check)}", ERROR_HEADER, rows))
-            lines = "".join(f"<li>{_prose(line)}</li>" for line in outlier_lines(check))
-            if lines:
-                title = f"Outliers, and why: {len(check.outliers)}"
-                errors += f"<details><summary>{title}</summary><ul>{lines}</ul></details>"
-            parts.append(f'<div class="card">{errors}</div>')
+        parts.append(f'<div class="card">{_errors(record)}</div>')
+        others = [each for each in others if each != bench_tables.errors(record)]
     parts.append(_folded(others, "Tables", bench_tables.READING))
     return "".join(parts)
+
+
+def _errors(record: Record) -> str:
+    """How far predictions are; what is far off opens on demand."""
+    table = bench_tables.errors(record)
+    html = _table(replace(table, notes=table.notes[:1]))
+    if lines := outlier_lines(model_check(record)):
+        items = "".join(f"<li>{_prose(line)}</li>" for line in lines)
+        html += (
+            f"<details><summary>Outliers, and why: {len(lines)}</summary><ul>{items}</ul></details>"
+        )
+    return html
 
 
 def _named(path: Path) -> str:
@@ -327,7 +322,7 @@ Space plays and pauses, the arrow keys step.</p>
 <div><dt id="block-name">block</dt><dd id="block"></dd></div>
 <div><dt>forwards, prefill not counted</dt><dd id="forwards"></dd></div>
 <div><dt>tokens of the answer</dt><dd id="tokens"></dd></div>
-<div><dt>tokens per forward</dt><dd id="tpf"></dd></div>
+<div><dt>tokens per forward, the prefill's token not counted</dt><dd id="tpf"></dd></div>
 </dl>
 <p id="what" aria-live="polite"></p>
 <p class="text"><b>ahead of the block</b><span id="before"></span></p>

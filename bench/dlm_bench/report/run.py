@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from dlm_core.whole_file import write_whole
-from dlm_roofline.records import RESULTS, Record, load, read
+from dlm_roofline.records import RESULTS, load, newest_of_each_device, read, record_files
 
 from ..quality.records import SCHEMA, QualityRecord
 from . import player
@@ -23,8 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="records to show; default: the newest whole one of the host and of each GPU in"
-        f" {FOLDER}",
+        help=f"records to show; default: the newest whole one of each device in {FOLDER}",
     )
     parser.add_argument(
         "--quality", type=Path, metavar="FILE", help=f"default: {FOLDER}/quality/quality.json"
@@ -54,7 +53,7 @@ def write_report(
     """
     missing: list[str] = []
     if paths is None:
-        records = newest([(path, load(path)) for path in sorted(RESULTS.glob("*.json"))])
+        records = newest_of_each_device([(path, load(path)) for path in record_files(RESULTS)])
         kinds = {record.device.kind for _, record in records}
         for kind, device in (("cpu", "the host's processor"), ("cuda", "a GPU")):
             if kind not in kinds:
@@ -76,26 +75,8 @@ def write_report(
     # Here and not above: records are read and refused without matplotlib.
     from .page import page
 
-    write_whole(out, page(records, profiles(), quality, runs, missing))
+    write_whole(out, page(records, quality, runs, missing))
     return out, missing
-
-
-def newest(records: list[tuple[Path, Record]]) -> list[tuple[Path, Record]]:
-    """The newest whole standard record of the host, and then of each GPU by name."""
-    found: dict[str, tuple[Path, Record]] = {}
-    for path, record in sorted(records, key=lambda each: each[1].date):
-        if record.complete and record.scope == "standard":
-            device = record.device
-            found["" if device.kind == "cpu" else device.name] = (path, record)
-    return [found[name] for name in sorted(found)]
-
-
-def profiles() -> list:
-    """Published acceptance profiles, and the small model's own where it has been measured."""
-    from dlm_roofline.acceptance import PUBLISHED, load_profile
-
-    own = QUALITY.with_name("acceptance.json")
-    return [*PUBLISHED.values(), *([load_profile(own)] if own.exists() else [])]
 
 
 if __name__ == "__main__":

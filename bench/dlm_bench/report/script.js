@@ -215,7 +215,9 @@ function player(runs, scale) {
     $("block-name").textContent = run.block_name;
     $("forwards").textContent = String(frame.forwards);
     $("tokens").textContent = String(frame.tokens);
-    $("tpf").textContent = frame.forwards ? (frame.tokens / frame.forwards).toFixed(2) : "–";
+    // As in the quality record: the first token is the prefill's.
+    $("tpf").textContent =
+      frame.forwards ? ((frame.tokens - 1) / frame.forwards).toFixed(2) : "–";
     $("answer").textContent = run.answer;
     $("verdict").textContent = run.right ? "right" : "wrong";
     $("end").hidden = at < last;

@@ -14,11 +14,19 @@ from dlm_core.checkpoint import SMALL_MODEL
 from dlm_core.config import PRESETS, ModelConfig
 
 from ..acceptance import AUTOREGRESSIVE, PUBLISHED, QUADRATIC_SPEC, Profile, load_profile
-from ..records import RESULTS, Record, load
+from ..records import RESULTS, Record, load, record_files
 from ..text import percent, three_digits
 from .evidence import sizes_of
-from .machine import HOST, Machine, machine_of
-from .ranking import OBJECTIVES, QUANTIZATIONS, Advice, Quantization, advise
+from .machine import HOST, Machine, identity, machine_of
+from .ranking import (
+    LATENCY,
+    OBJECTIVES,
+    QUANTIZATIONS,
+    THROUGHPUT,
+    Advice,
+    Quantization,
+    advise,
+)
 from .score import Withheld, withheld_score
 
 SMALL_PROFILE = RESULTS / "quality" / "acceptance.json"
@@ -26,8 +34,9 @@ SMALL_PROFILE = RESULTS / "quality" / "acceptance.json"
 READING = (
     "tokens/s: without the prefill. ★: no other is faster for a user and for the device at once."
     " bound by: the stage predicted to take most, and what holds it."
-    " how sure: measured, this very forward; interpolated, between measured forwards of its kind;"
-    " predicted from a record, beside them; predicted from ceilings or by the datasheet, a floor."
+    " how sure: measured, this very forward; interpolated, between measured ones of its kind and"
+    " block; predicted from a record, beside them; predicted from ceilings or by the"
+    " datasheet, a floor."
     " right: the profile's share, of weights and caches that are not quantised."
 )
 
@@ -46,8 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = _arguments()
     arguments = parser.parse_args(argv)
     try:
-        return _score(arguments) if arguments.score else _advise(arguments)
-    except (TypeError, ValueError) as error:
+        if arguments.score:
+            _check_score_alone(parser, arguments)
+            return _score(arguments)
+        return _advise(arguments)
+    except ValueError as error:
         parser.error(str(error))
 
 
@@ -55,17 +67,13 @@ def _advise(arguments: argparse.Namespace) -> int:
     for name in ("model", "gpu"):
         if getattr(arguments, name) is None:
             raise ValueError(f"argument --{name}: is missing; it is needed but with --score")
-    given = [(path, load(path)) for path in arguments.records or _committed()]
+    given = [(path, load(path)) for path in arguments.records or record_files(RESULTS)]
     try:
         machine, records = machine_of(arguments.gpu, [record for _, record in given])
     except ValueError as error:
         raise ValueError(f"argument --gpu: {error}") from None
-    for path, record in given if arguments.records else ():
-        if not any(record is each for each in records):
-            raise ValueError(
-                f"argument --records: record.device.name is {record.device.name!r} in {path}, and"
-                f" --gpu is {machine.name!r}; they must be of one device and backend"
-            )
+    if arguments.records:
+        _check_one_device(given, machine, records)
     config = _config(arguments.model, [record for _, record in given])
     profile = _profile(arguments, config)
     chosen = arguments.quantization
@@ -104,20 +112,53 @@ def _advise(arguments: argparse.Namespace) -> int:
 
 def _score(arguments: argparse.Namespace) -> int:
     record = load(arguments.score)
-    found: list[Withheld] = []
     profile = _profile(arguments, *record.models.values())
     found = withheld_score(record, profile)
     if not found:
         raise ValueError(
             f"argument --score: {arguments.score} holds no batch and context at which two settings"
-            f" of profile {profile.name!r} were measured"
+            f" of profile {profile.name!r} were measured, and no context behind which one was at"
+            " three batches"
         )
     if not arguments.json:
         _print_score(Console(), record, profile, found)
-    worst = max(each.regret for each in found)
-    closing = {"record": str(arguments.score), "profile": profile.name, "cells": len(found)}
-    print(json.dumps(closing | {"worst_regret": round(worst, 4)}))
+    closing: dict[str, object] = {"record": str(arguments.score), "profile": profile.name}
+    for objective, judged in _by_objective(found).items():
+        closing[objective] = {
+            "cells": len(judged),
+            "worst_regret": round(max(each.regret for each in judged), 4),
+            "worst_regret_bare_model": round(max(each.bare_regret for each in judged), 4),
+        }
+    print(json.dumps(closing))
     return 0
+
+
+def _check_score_alone(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """That nothing is asked for that a score takes from its record."""
+    for name, value in vars(arguments).items():
+        if name not in ("score", "acceptance", "json") and value != parser.get_default(name):
+            raise ValueError(
+                f"argument --{name.replace('_', '-')}: must be left out with --score, which is of"
+                " all that its record holds"
+            )
+
+
+def _check_one_device(
+    given: Sequence[tuple[Path, Record]], machine: Machine, records: Sequence[Record]
+) -> None:
+    """That all the records given are among those that tell of the machine."""
+    wanted, where = {"device.name": machine.name}, "by --gpu"
+    if records:
+        wanted = identity(records[0])
+        where = f"in {next(path for path, record in given if record is records[0])}"
+    for path, record in given:
+        found = identity(record)
+        for name, value in wanted.items():
+            if found[name] != value:
+                raise ValueError(
+                    f"argument --records: record.{name} is {found[name]!r} in {path} and {value!r}"
+                    f" {where}; they must be of one device and backend"
+                )
 
 
 def _config(name: str, records: Sequence[Record]) -> ModelConfig:
@@ -150,11 +191,6 @@ def _profile(arguments: argparse.Namespace, *configs: ModelConfig) -> Profile:
     )
 
 
-def _committed() -> list[Path]:
-    """The records that come with the repository."""
-    return sorted(RESULTS.glob("*-????????t??????-*.json"))
-
-
 def _shown(found: Sequence[Advice], top: int) -> list[tuple[int, Advice]]:
     """Ranks and advice: the best, of the others the front, and a few of those that do not fit."""
     numbered = list(enumerate(found, 1))
@@ -166,7 +202,7 @@ def _shown(found: Sequence[Advice], top: int) -> list[tuple[int, Advice]]:
 def _print_heading(
     console: Console, model: str, machine: Machine, records: Sequence[Record], profile: Profile
 ) -> None:
-    told = "ceilings of its datasheet, nothing measured"
+    told = "ceilings of its datasheet, nothing measured; a record of it goes with --records"
     if records:
         told = f"measured in {', '.join(each.file_name for each in records)}"
     console.print(f"{model} on {machine.name}: {told}", highlight=False)
@@ -180,7 +216,7 @@ def _print_table(
     found: Sequence[Advice],
     shown: Sequence[tuple[int, Advice]],
 ) -> None:
-    what = "a user" if objective == OBJECTIVES[0] else "the device"
+    what = "a user" if objective == LATENCY else "the device"
     _print(
         console,
         f"{context:,} tokens of context, most tokens/s of {what} first",
@@ -247,29 +283,44 @@ def _as_json(rank: int, advice: Advice) -> dict[str, object]:
     }
 
 
+_SCORED = {
+    LATENCY: ("for batches and contexts that the adviser was not shown", "a user"),
+    THROUGHPUT: ("for a context, of whose batches the adviser was not shown one", "the device"),
+}
+
+
+def _by_objective(found: Sequence[Withheld]) -> dict[str, list[Withheld]]:
+    lists = {name: [each for each in found if each.objective == name] for name in OBJECTIVES}
+    return {name: judged for name, judged in lists.items() if judged}
+
+
 def _print_score(
     console: Console, record: Record, profile: Profile, found: Sequence[Withheld]
 ) -> None:
     console.print(f"{record.device.name}; {record.file_name}; {profile.source}", highlight=False)
-    _print(
-        console,
-        "Advice for batches and contexts that the adviser was not shown, against measurement",
-        ["model", "batch", "context", "advised", "tokens/s\na user", "best", "tokens/s\na user"]
-        + ["regret"],
-        [
-            [
-                each.model,
-                str(each.advised.batch),
-                str(each.advised.context),
-                _name(each.advised),
-                three_digits(each.advised_rate),
-                _name(each.best),
-                three_digits(each.best_rate),
-                percent(each.regret),
-            ]
-            for each in found
-        ],
-    )
+    for objective, judged in _by_objective(found).items():
+        what, whose = _SCORED[objective]
+        rate = f"tokens/s\n{whose}"
+        _print(
+            console,
+            f"Advice by {objective} {what}, against measurement",
+            ["model", "batch", "context", "advised", rate, "best", rate, "regret"]
+            + ["regret of\nbare model"],
+            [_score_cells(each) for each in judged],
+        )
+    console.print(
+        "\nTimes are at one pace, that at which the record's run began. bare model: the cost model"
+        " with the record's ceilings, but without any measured forward.",
+        style="dim", highlight=False,
+    )  # fmt: skip
+
+
+def _score_cells(withheld: Withheld) -> list[str]:
+    cells = [withheld.model, str(withheld.batch), str(withheld.context)]
+    for advice, rate in (withheld.advised, withheld.best):
+        batch = f", batch {advice.batch}" if withheld.objective == THROUGHPUT else ""
+        cells += [_name(advice) + batch, three_digits(rate)]
+    return [*cells, percent(withheld.regret), percent(withheld.bare_regret)]
 
 
 def _name(advice: Advice) -> str:
@@ -313,9 +364,7 @@ def _arguments() -> argparse.ArgumentParser:
         "--context", type=_list_of(_context), default=[1 << 10, 1 << 14], help="tokens, or 1k for"
         " 1024; default: 1k,16k",
     )  # fmt: skip
-    parser.add_argument(
-        "--objective", choices=OBJECTIVES, default=OBJECTIVES[0], help="default: latency"
-    )
+    parser.add_argument("--objective", choices=OBJECTIVES, default=LATENCY, help="default: latency")
     parser.add_argument(
         "--acceptance", type=Path, metavar="FILE", help="tokens per forward of each setting;"
         f" default: as published for {', '.join(PUBLISHED)}",

@@ -19,6 +19,7 @@ import numpy as np
 from dlm_core.config import ModelConfig
 
 from ..forward import KINDS, WEIGHTS, Forward
+from ..model_check import whole
 from ..records import Record
 from ..step_cost import forward_weight_bytes, itemsize_of
 from ..step_time import StageTime, step_times
@@ -45,11 +46,15 @@ _SIZES = (
 
 @dataclass(frozen=True)
 class Measured:
-    """A whole forward that a record holds: its median, and what its ceilings predict."""
+    """A whole forward that a record holds, and what its ceilings predict.
+
+    seconds: its median as it was measured. paced: at the pace of the run; see `Timing.paced`.
+    """
 
     config: ModelConfig
     forward: Forward
     seconds: float
+    paced: float
     predicted: float
 
 
@@ -70,8 +75,8 @@ def measured_in(records: Sequence[Record]) -> list[Measured]:
             if row.kind == "step":
                 config = record.models[row.model]
                 stages = step_times(config, row.forward, record.ceilings, record.backend)
-                predicted = sum(each.seconds for each in stages.values())
-                found.append(Measured(config, row.forward, row.timing.paced, predicted))
+                times = (row.timing.median, row.timing.paced, whole(stages).seconds)
+                found.append(Measured(config, row.forward, *times))
     return found
 
 
@@ -83,7 +88,7 @@ class Evidence:
         self._known: dict[tuple, Estimate] = {}
         if measured:
             self._places = np.array([_place(each.config, each.forward) for each in measured])
-            factors = np.log([each.seconds / each.predicted for each in measured])
+            factors = np.log([each.paced / each.predicted for each in measured])
             covariance = _correlation(self._places[:, None], self._places)
             covariance += _NOISE * np.eye(len(measured))
             ones, both = np.linalg.solve(
@@ -102,7 +107,7 @@ class Evidence:
     def _estimate(self, config: ModelConfig, forward: Forward) -> Estimate:
         machine, sizes = self._machine, sizes_of(config)
         stages = step_times(config, forward, machine.ceilings, machine.backend)
-        predicted = sum(each.seconds for each in stages.values())
+        predicted = whole(stages).seconds
         if not self._measured:
             return Estimate(predicted, stages, PREDICTED if machine.measured else DATASHEET)
         same_model = [each for each in self._measured if sizes_of(each.config) == sizes]
@@ -126,13 +131,20 @@ def _traits(forward: Forward) -> tuple:
 
 
 def _is_between(forward: Forward, others: Sequence[Forward]) -> bool:
-    """Whether on each axis there are others on both sides of it, or just there."""
-    return bool(others) and all(
-        min(getattr(each, axis) for each in others)
-        <= getattr(forward, axis)
-        <= max(getattr(each, axis) for each in others)
-        for axis in ("batch", "context", "block")
-    )
+    """Whether at its block, or at blocks on both sides of it, there are others of batches and of
+    contexts on both sides of its own, or just there.
+    """
+
+    def spans(values: Sequence[int], value: int) -> bool:
+        return bool(values) and min(values) <= value <= max(values)
+
+    def surrounds(block: int) -> bool:
+        at_block = [each for each in others if each.block == block]
+        batches, contexts = zip(*((each.batch, each.context) for each in at_block), strict=True)
+        return spans(batches, forward.batch) and spans(contexts, forward.context)
+
+    blocks = {each.block for each in others}
+    return spans([block for block in blocks if surrounds(block)], forward.block)
 
 
 def _place(config: ModelConfig, forward: Forward) -> list[float]:

@@ -1,6 +1,5 @@
 """The device that advice is for, and the records that tell of it."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ from dlm_core.config import ModelConfig
 
 from ..ceilings import Ceilings
 from ..datasheets import DATASHEETS, datasheet_of
-from ..records import Record
+from ..records import Record, memory_of
 
 HOST = "host"
 
@@ -34,8 +33,17 @@ class Machine:
     def of_record(cls, record: Record) -> "Machine":
         """The device that a record was measured on."""
         device, sheet = record.device, DATASHEETS.get(record.device.name)
-        memory = sheet.memory if sheet else _memory_of(device.details)
+        memory = sheet.memory if sheet else memory_of(device)
         return cls(device.kind, device.name, record.backend, record.ceilings, True, memory)
+
+    @property
+    def float8_cache(self) -> bool:
+        """Whether the ops take a float8 cache here; Triton does from compute capability 8.9 on."""
+        if self.kind == "cpu" or self.backend == "torch":
+            return True
+        # Which is where e4m3 products are, and not every build of torch lets them be measured.
+        sheet = DATASHEETS.get(self.name)
+        return "float8_e4m3fn" in (sheet.matmul if sheet else self.ceilings.matmul)
 
     def dtype_of(self, config: ModelConfig) -> str:
         """What a model computes in here: on a host float32, as the bench times it there."""
@@ -54,7 +62,9 @@ def machine_of(name: str, records: Sequence[Record]) -> tuple[Machine, list[Reco
     if name == HOST:
         found = [each for each in records if each.device.kind == "cpu"]
         if not found:
-            raise ValueError(f"{HOST!r} needs a record of a CPU; `dlm bench` makes one")
+            raise ValueError(
+                f"{HOST!r} needs a record of a CPU, which `dlm bench` makes for --records"
+            )
     else:
         found = [each for each in records if each.device.name == name]
     if not found:
@@ -63,16 +73,16 @@ def machine_of(name: str, records: Sequence[Record]) -> tuple[Machine, list[Reco
     if not found:
         return Machine("cuda", sheet.name, "triton", sheet.ceilings(), False, sheet.memory), []
     newest, *older = sorted(found, key=lambda each: each.date, reverse=True)
-    alike = [each for each in older if _identity(each) == _identity(newest)]
+    alike = [each for each in older if identity(each) == identity(newest)]
     return Machine.of_record(newest), [newest, *alike]
 
 
-def _identity(record: Record) -> tuple:
-    """What records must share for one to tell of the other's device."""
+def identity(record: Record) -> dict[str, str | None]:
+    """What records must share for one to tell of the other's device, by field."""
     device = record.device
-    return device.kind, device.name, device.details.get("threads"), record.backend
-
-
-def _memory_of(details: dict[str, str]) -> int | None:
-    found = re.fullmatch(r"(\d+) GiB", details.get("memory", ""))
-    return found and int(found[1]) << 30
+    return {
+        "device.kind": device.kind,
+        "device.name": device.name,
+        "device.details.threads": device.details.get("threads"),
+        "backend": record.backend,
+    }

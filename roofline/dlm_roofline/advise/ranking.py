@@ -103,7 +103,8 @@ def advise(
 ) -> list[Advice]:
     """All ways to run a model, context by context in the order given, the best first.
 
-    What does not fit into the device's memory comes last in its context. Prefill is not counted.
+    What does not fit into the device's memory comes last in its context; a float8 cache that the
+    device's ops refuse is left out. Prefill is not counted.
 
     Args:
         records: of the machine, the newest first, as `machine_of` gives them.
@@ -114,8 +115,9 @@ def advise(
         min_accuracy: settings of less, or of an accuracy nobody states, are left out.
 
     Raises:
-        ValueError: an argument is empty or unknown, the model has no room for a context, or the
-            ceilings lack its dtype.
+        ValueError: an argument is empty or unknown, the model has no room for a context and a
+            block, only float8 caches are asked for where none can be, or the ceilings lack the
+            model's dtype.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective is {objective!r}; it must be one of {', '.join(OBJECTIVES)}")
@@ -124,18 +126,25 @@ def advise(
     ):  # fmt: skip
         if not given:
             raise ValueError(f"{name} is empty; it must hold at least one")
-    room = config.max_position_embeddings
-    for context in contexts:
-        if context >= room:
-            raise ValueError(
-                f"context is {context}; it must be below the {room} positions the model has"
-            )
+    possible = [each for each in quantizations if machine.float8_cache or not each.float8_cache]
+    if not possible:
+        raise ValueError(
+            f"quantizations is {', '.join(each.label for each in quantizations)}; one must be"
+            f" without a float8 cache, which the ops refuse on {machine.name}"
+        )
     settings = _accurate(profile, min_accuracy)
+    room, longest = config.max_position_embeddings, max(settings, key=lambda each: each.size)
+    for context in contexts:
+        if context + longest.size > room:
+            raise ValueError(
+                f"context is {context}; it must be at most {room - longest.size}, for the model has"
+                f" {room} positions and {longest.name} takes {longest.size} behind it"
+            )
     evidence, dtype = Evidence(machine, measured_in(records)), machine.dtype_of(config)
     ranked = []
     for context in contexts:
         found = []
-        for setting, quantization, batch in product(settings, quantizations, batches):
+        for setting, quantization, batch in product(settings, possible, batches):
             forwards = forwards_of(setting, batch, context, dtype, **asdict(quantization))
             found.append(advice_on(config, evidence, machine, setting, forwards))
         ranked += _ranked(found, objective)

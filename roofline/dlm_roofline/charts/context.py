@@ -26,8 +26,8 @@ _LOOKS = [("#000000", "o"), ("#0072B2", "s"), ("#D55E00", "^"), ("#009E73", "D")
 _DASHED = (0, (4, 2))
 
 HEADER = [
-    "kind", "model", "dtype", "batch", "block", "context", "measured_s", "predicted_s",
-    "measured_slope_ns", "predicted_slope_ns",
+    "kind", "model", "dtype", "batch", "block", "context", "measured_s", "pace",
+    "predicted_s", "measured_slope_ns", "predicted_slope_ns",
 ]  # fmt: skip
 
 
@@ -48,7 +48,12 @@ class Line:
 
     @property
     def measured(self) -> list[float]:
-        return [row.timing.median for row in self.rows]
+        """Seconds at one pace; see `Timing.paced`."""
+        return [row.timing.paced for row in self.rows]
+
+    @property
+    def is_paced(self) -> bool:
+        return any(row.timing.pace is not None for row in self.rows)
 
     @property
     def fit(self) -> tuple[float, float]:
@@ -64,10 +69,11 @@ class Line:
 def context_chart(record: Record) -> Chart | None:
     """A panel for denoising and one for AR decoding, a line a batch; under them the slopes.
 
-    None for a record that holds no such step behind two contexts or more, on one device.
+    Measured times are put at the pace of the run's beginning (see `Timing.paced`). None for a
+    record that holds no such step behind two contexts or more.
     """
     subject = subject_of(record)
-    if subject is None or subject.steps[0].forward.shards > 1:
+    if subject is None:
         return None
     panels = {kind: lines for kind in (DENOISE, DECODE) if (lines := lines_of(subject, kind))}
     if not panels:
@@ -85,10 +91,12 @@ def context_chart(record: Record) -> Chart | None:
         _dress(axes, kind, lines)
         _write_slopes(figure, lines, left, height)
     _draw_legend(figure, _LEGEND / height)
+    paced = any(line.is_paced for lines in panels.values() for line in lines)
+    at = ", at the pace of the run's beginning" if paced else ""
     about = (
         "How much longer does a step take for each token of its requests' contexts? Marks are"
-        " measured, with the straight line nearest to them; the dashed line is predicted, and the"
-        " table holds both slopes."
+        f" measured{at}, with the straight line nearest to them; the dashed line is predicted, and"
+        " the table holds both slopes."
     )
     return Chart(NAME, TITLE, about, figure, HEADER, rows.cells)
 
@@ -135,7 +143,7 @@ def _draw_line(axes: Axes, subject: Subject, line: Line, look: tuple[str, str], 
     dashes = {"color": color, "linestyle": _DASHED, "linewidth": 1.4}
     axes.plot(line.contexts, [1e3 * seconds for seconds in line.predicted], **dashes)
     for row, predicted in zip(line.rows, line.predicted, strict=True):
-        forward, seconds = row.forward, row.timing.median
+        forward, seconds = row.forward, row.timing.paced
         (mark,) = axes.plot(forward.context, 1e3 * seconds, marker, color=color, ms=8, zorder=3)
         rows.add(
             mark,
@@ -146,7 +154,8 @@ def _draw_line(axes: Axes, subject: Subject, line: Line, look: tuple[str, str], 
                 str(forward.batch),
                 str(forward.block),
                 str(forward.context),
-                f"{seconds:.6g}",
+                f"{row.timing.median:.6g}",
+                "" if row.timing.pace is None else f"{row.timing.pace:.4f}",
                 f"{predicted:.6g}",
                 f"{1e9 * slope:.6g}",
                 f"{1e9 * line.predicted_slope:.6g}",
@@ -170,7 +179,8 @@ def _dress(axes: Axes, kind: str, lines: Sequence[Line]) -> None:
     axes.set_xticks(shown, [_in_k(context) for context in shown])
     axes.xaxis.minorticks_off()
     axes.set_xlabel("tokens of context a request")
-    axes.set_ylabel("ms", labelpad=2)
+    paced = any(line.is_paced for line in lines)
+    axes.set_ylabel("ms at the run's first pace" if paced else "ms", labelpad=2)
     dress(axes, title)
     label_logarithm(axes)
 

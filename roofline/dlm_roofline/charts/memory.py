@@ -1,6 +1,5 @@
 """What takes the memory, over batch and context: weights, keys and values, activations, logits."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,7 @@ from matplotlib.patches import Patch
 from ..forward import DENOISE, Forward
 from ..memory import Memory, peak_memory
 from ..points import Subject, subject_of
-from ..records import Record
+from ..records import Record, memory_of
 from .axes import dress
 from .chart import Chart, Rows
 from .style import FONT_SIZE, write_title
@@ -75,7 +74,7 @@ def memory_chart(record: Record) -> Chart | None:
     if subject is None:
         return None
     panels = _bars(subject)
-    device = device_memory(record)
+    device = memory_of(record.device)
     bars = [bar for panel in panels for bar in panel]
     highest = max(bar.total for bar in bars)
     top = min(highest, 1.25 * device) if device else highest
@@ -101,12 +100,6 @@ def memory_chart(record: Record) -> Chart | None:
         " its logits."
     )
     return Chart(NAME, TITLE, about, figure, HEADER, rows.cells)
-
-
-def device_memory(record: Record) -> int | None:
-    """Bytes of the device, from its details: "141 GiB"; None if they do not say."""
-    found = re.match(r"([\d.]+) (GiB|MiB)$", record.device.details.get("memory", ""))
-    return found and round(float(found[1]) * _UNITS[found[2]])
 
 
 def _bars(subject: Subject) -> list[list[_Bar]]:

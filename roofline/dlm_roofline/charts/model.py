@@ -20,7 +20,7 @@ from .style import FONT_SIZE, LOOKS, write_title
 NAME = "model"
 _TITLE = "What the cost model predicts, and what it took"
 _HEADER = ["name", "kind", "model", "forward", "batch", "block", "context", "weights"]
-_HEADER += ["measured_s", "pace", "predicted_s", "error", "held_by", "counts"]
+_HEADER += ["float8_cache", "measured_s", "pace", "predicted_s", "error", "held_by", "counts"]
 
 
 def model_chart(record: Record) -> Chart | None:
@@ -93,7 +93,8 @@ def _cells(each: Checked, counts: bool) -> list[str]:
     row, forward = each.row, each.row.forward
     cells = [row.name, row.kind, row.model, forward.kind]
     cells += [str(forward.batch), str(forward.block), str(forward.context)]
-    cells += [forward.weights or row.dtype, f"{row.timing.median:.6g}"]
+    cells += [forward.weights or row.dtype, "yes" if forward.float8_cache else "no"]
+    cells += [f"{row.timing.median:.6g}"]
     cells += ["" if row.timing.pace is None else f"{row.timing.pace:.4f}"]
     cells += [f"{each.predicted.seconds:.6g}", f"{each.error:+.4f}", each.predicted.held_by]
     return [*cells, "yes" if counts else "no"]

@@ -1,4 +1,4 @@
-"""Tokens per second and time to the first token of each mode, over batch."""
+"""Tokens per second of each mode, and the time from prefill to first token, over batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ NAME = "modes"
 TITLE = "What each mode gives, and how soon"
 NEAR = 0.03  # a setting is near autoregressive decoding if it loses at most so much of the answers
 
-_TOP, _PANEL, _WORDS, _LEGEND = 1.55, 3.6, 2.6, 0.4  # inches
+_TOP, _PANEL, _WORDS, _LEGEND = 1.75, 3.6, 2.8, 0.4  # inches
 _GREY = "#777777"
 
 
@@ -70,14 +70,14 @@ class _Cycle:
 
 
 def modes_chart(record: Record, profiles: Sequence[Profile]) -> Chart | None:
-    """Two panels a profile: tokens/s, and the time to the first token behind the prefill.
+    """Two panels a profile: tokens/s, and the time from the end of the prefill to the first token.
 
     Of each mode one setting: of those that lose at most 3 points of autoregressive decoding's
     answers the fastest for one request, measured ones before predicted ones. None for a record
-    without a whole step of one device, or without profiles.
+    without a whole step, or without profiles.
     """
     subject = subject_of(record)
-    if subject is None or not profiles or subject.steps[0].forward.shards > 1:
+    if subject is None or not profiles:
         return None
     context = commonest([row.forward.context for row in subject.steps])
     batches = sorted({r.forward.batch for r in subject.steps if r.forward.context == context})
@@ -104,8 +104,9 @@ def modes_chart(record: Record, profiles: Sequence[Profile]) -> Chart | None:
     _draw_legend(figure, _LEGEND / height)
     about = (
         "Which mode gives most tokens a second to all requests and to each, and how long does a"
-        " request wait for its first one? Filled marks rest on measured forwards, hollow ones on"
-        " predicted ones; dotted diagonals are equal rates for each user."
+        " request wait from the end of the prefill to the first token? Filled marks rest on"
+        " measured forwards, hollow ones on predicted ones; dotted diagonals are equal rates for"
+        " each user."
     )
     return Chart(NAME, TITLE, about, figure, HEADER, rows.cells)
 
@@ -185,7 +186,8 @@ def _draw_line(
 
 
 def _dress(rates: Axes, firsts: Axes, batches: Sequence[int]) -> None:
-    for axes, title in ((rates, "tokens/s of all requests"), (firsts, "ms to the first token")):
+    wait = "ms from the end of the prefill\nto the first token"
+    for axes, title in ((rates, "tokens/s of all requests"), (firsts, wait)):
         axes.set(xscale="log", yscale="log", xlabel="requests together (batch)")
         axes.set_xticks(batches, [str(batch) for batch in batches])
         axes.xaxis.minorticks_off()

@@ -405,7 +405,7 @@ def _ridge_words(subject: Subject, trail: Trail) -> str:
     words = f"ridge {three_digits(ridge)}"
     if trail.kind != DENOISE:
         return words
-    crossing = ridge_crossing(config, trail.block, trail.context, dtype=subject.dtype, ridge=ridge)
+    crossing = ridge_crossing(config, trail.steps[0].forward, ridge)
     if crossing is None:
         return f"{words}, never\nmet by the step,\npredicted"
     return f"{words}, met\nby the step at\n{crossing.batch}×{crossing.block} rows,\npredicted"

@@ -9,7 +9,7 @@ import pytest
 from dlm_bench.quality import readme
 from dlm_bench.quality.records import SCHEMA, QualityRecord, checkpoint_hash
 from dlm_bench.quality.tables import write_csvs
-from dlm_bench.tables import replace_between
+from dlm_bench.readme import replace_between
 from dlm_core import SMALL_MODEL
 from dlm_roofline.records import read
 

@@ -10,10 +10,22 @@ from dlm_bench.quality.grid import AUTOREGRESSIVE
 from dlm_bench.quality.records import SCHEMA as QUALITY_SCHEMA
 from dlm_bench.quality.records import QualityRecord
 from dlm_core import PRESETS
-from dlm_roofline.acceptance import PUBLISHED
 from dlm_roofline.ceilings import Ceiling, Ceilings, Latency
 from dlm_roofline.forward import DECODE, DENOISE, DRAFT, STEP_NAMES, VERIFY, Forward
-from dlm_roofline.records import SCHEMA, Device, Record, Row, Skipped, Timing, read, save
+from dlm_roofline.records import (
+    RESULTS,
+    SCHEMA,
+    Device,
+    Record,
+    Row,
+    Skipped,
+    Timing,
+    load,
+    newest_of_each_device,
+    read,
+    record_files,
+    save,
+)
 from dlm_roofline.step_cost import step_cost, total
 
 MODEL = "8B </script><b>, random weights"
@@ -132,7 +144,6 @@ def report(
     records = [(save(record, folder), record) for record in (host, gpu)]
     html = page(
         records,
-        [PUBLISHED["8b"]],
         (Path("quality.json"), quality),
         player.runs(),
         ["No whole record of <b>a GPU</b>; `make bench` makes one."],
@@ -140,3 +151,24 @@ def report(
     file = folder / "report.html"
     file.write_text(html, encoding="utf-8")
     return Report(file, [host, gpu], quality)
+
+
+@pytest.fixture(scope="session")
+def committed() -> list[tuple[Path, Record]]:
+    """What of bench/results the page shows by default."""
+    found = newest_of_each_device([(path, load(path)) for path in record_files(RESULTS)])
+    if not found:
+        pytest.skip(f"{RESULTS} holds no whole record of a device")
+    return found
+
+
+@pytest.fixture(scope="session")
+def committed_page(
+    committed: list[tuple[Path, Record]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The page as `make report` writes it."""
+    pytest.importorskip("matplotlib")
+    from dlm_bench.report.run import write_report
+
+    out = tmp_path_factory.mktemp("committed") / "report.html"
+    return write_report(None, None, out)[0]

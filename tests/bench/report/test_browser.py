@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -74,7 +75,9 @@ def open_page(report: Report) -> Iterator[Open]:
             ],
         )
 
-        def open_it(width: int = 1280, scheme: str = "light", **options) -> Opened:
+        def open_it(
+            width: int = 1280, scheme: str = "light", file: Path = report.file, **options
+        ) -> Opened:
             viewport = {"width": width, "height": 900}
             context = browser.new_context(viewport=viewport, color_scheme=scheme, **options)
             opened = Opened(context.new_page())
@@ -83,7 +86,7 @@ def open_page(report: Report) -> Iterator[Open]:
             page.on("console", lambda message: opened.complaints.append(message.text))
             page.on("pageerror", lambda error: opened.complaints.append(str(error)))
             page.on("request", lambda request: opened.requests.append(request.url))
-            page.goto(report.file.as_uri())
+            page.goto(file.as_uri())
             return opened
 
         yield open_it
@@ -143,6 +146,27 @@ def test_every_picture_is_drawn_and_its_marks_show_their_rows(wide: Opened, data
     assert wide.complaints == []
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_records_of_the_repository_make_a_page_that_can_be_read(
+    open_page: Open, committed_page: Path, width: int
+) -> None:
+    opened = open_page(width, file=committed_page)
+    page = opened.page
+    page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("figure.picture svg").count() > 0
+    for picture in page.locator("figure.picture").all():
+        box = picture.locator("svg").bounding_box()
+        assert box["width"] > 300 and box["height"] > 150
+        picture.locator(".mark").first.focus()
+        page.wait_for_selector("#tip:not([hidden])")
+        picture.locator(".mark").first.blur()
+    assert opened.complaints == []
+    local = [url for url in opened.requests if not url.startswith("data:")]
+    assert local == [committed_page.as_uri()]
+    page.context.close()
+
+
 def test_marks_answer_the_mouse_the_keys_and_a_tap(open_page: Open, data: dict) -> None:
     page = open_page(400, has_touch=True).page
     name = "r2-step"
@@ -200,7 +224,7 @@ def test_the_player_steps_and_shows_what_stands(wide: Opened, data: dict) -> Non
                 page.locator("#forward").click()
         assert page.locator("#forward").is_disabled()
         assert page.locator("#answer").inner_text() == run["answer"]
-        rate = frame["tokens"] / frame["forwards"]
+        rate = (frame["tokens"] - 1) / frame["forwards"]  # the prefill gave the first
         assert float(page.locator("#tpf").inner_text()) == pytest.approx(rate, abs=0.006)
     page.locator("#back").click()
     assert page.locator("#slider").input_value() == str(len(data["runs"][-1]["frames"]) - 2)

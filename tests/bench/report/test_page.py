@@ -3,7 +3,6 @@
 import json
 import re
 from collections import Counter
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,9 +10,8 @@ import pytest
 
 from dlm_bench import tables as bench_tables
 from dlm_bench.report import player, run
-from dlm_roofline.acceptance import PUBLISHED
 from dlm_roofline.model_check import model_check, summary
-from dlm_roofline.plots import charts_of
+from dlm_roofline.plots import charts_of, profiles_of
 from dlm_roofline.records import Record, save
 
 from .conftest import HOSTILE, Report
@@ -106,7 +104,7 @@ def test_every_chart_is_there_and_every_row_has_its_mark(
     figures = {found["id"] for tag, found in parsed.tags if tag == "figure"}
     assert figures == set(data["pictures"])
     for i, record in enumerate(report.records, start=1):
-        for chart in charts_of(record, [PUBLISHED["8b"]]):
+        for chart in charts_of(record, profiles_of(record)):
             found = data["pictures"][f"r{i}-{chart.name}"]
             assert found == {"header": chart.header, "rows": chart.rows}
     assert {"quality-frontier", "quality-acceptance", "r2-roofline", "r2-step"} <= figures
@@ -129,6 +127,7 @@ def test_tables_and_what_was_left_out_are_on_it(report: Report, parsed: Parsed) 
             assert table.title in text
             assert all(cell in text for row in table.rows for cell in row)
         assert summary(model_check(record)) in text
+    assert text.count("Predicted and measured: ") == len(report.records)
     assert "out of time" in text
     assert "dlm bench" in text and "0123456789" in text
 
@@ -202,12 +201,22 @@ def test_inks_can_be_read_on_every_shade(data: dict) -> None:
 # --- the command
 
 
-def test_the_newest_whole_record_of_each_device_is_shown(host: Record, gpu: Record) -> None:
-    old = replace(host, date="2025-01-01T00:00:00Z")
-    cut = replace(gpu, date="2027-01-01T00:00:00Z", complete=False)
-    other = replace(gpu, device=replace(gpu.device, name="NVIDIA A100"))
-    given = [(Path(str(i)), each) for i, each in enumerate([host, old, gpu, cut, other])]
-    assert [str(path) for path, _ in run.newest(given)] == ["0", "4", "2"]
+def test_the_records_of_the_repository_make_a_page(
+    committed: list[tuple[Path, Record]], committed_page: Path
+) -> None:
+    parsed = Parsed(committed_page.read_text(encoding="utf-8"))
+    assert not parsed.open
+    assert [name for name, n in Counter(parsed.all("id")).items() if n > 1] == []
+    text, data = "".join(parsed.text), json.loads(parsed.scripts[0])
+    for i, (path, record) in enumerate(committed, start=1):
+        assert record.device.name in text
+        assert f"dlm roofline bench/results/{path.name}" in text
+        for table in bench_tables.tables(record):
+            assert table.title in text
+        for chart in charts_of(record, profiles_of(record)):
+            found = data["pictures"][f"r{i}-{chart.name}"]
+            assert found == {"header": chart.header, "rows": chart.rows}
+    assert len(data["runs"]) == 3 * len(player.PROMPTS)
 
 
 def test_without_records_it_says_what_is_missing(

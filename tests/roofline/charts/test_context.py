@@ -9,7 +9,7 @@ pytest.importorskip("matplotlib")
 from dlm_roofline.charts.chart import mark_id
 from dlm_roofline.charts.context import HEADER, NAME, context_chart
 from dlm_roofline.forward import DECODE, DENOISE
-from dlm_roofline.records import Record
+from dlm_roofline.records import Device, Record
 from dlm_roofline.step_time import step_times
 
 
@@ -41,6 +41,35 @@ def test_slopes_are_those_of_the_nearest_lines(grid_record: Record) -> None:
     assert {line["context"] for line in found} == {"1024", "4096", "16384", "32768"}
     texts = [text.get_text() for text in chart.figure.texts]
     assert texts.count("3.00") == 2 and texts.count("192") == 2  # batches 1 and 64, both panels
+
+
+def test_times_of_a_host_are_put_at_one_pace(grid_record: Record) -> None:
+    """It grew slower with every step, which would tilt the lines."""
+    device, rows = Device("cpu", "AMD EPYC", {}), []
+    for i, row in enumerate(grid_record.rows):
+        f, pace = row.forward, 1 + i % 7 / 10
+        seconds = pace * (2e-3 + 3e-9 * f.batch * f.context)
+        timing = replace(row.timing, median=seconds, low=seconds, high=seconds, graph=False)
+        rows.append(replace(row, timing=replace(timing, pace=pace), peers=[]))
+    none = {"exps": None, "l2": None, "graph_node": None}
+    has = replace(grid_record.ceilings, **none)
+    record = replace(grid_record, device=device, ceilings=has, backend="torch", rows=rows)
+    chart = context_chart(record)
+    found = lines_of(chart)
+    assert len({line["pace"] for line in found}) > 3
+    for line in found:
+        batch, context = int(line["batch"]), int(line["context"])
+        assert float(line["measured_slope_ns"]) == pytest.approx(3 * batch, rel=1e-4)
+        paced = float(line["measured_s"]) / float(line["pace"])
+        assert paced == pytest.approx(2e-3 + 3e-9 * batch * context, rel=1e-4)
+    marks = [line for axes in chart.figure.axes for line in axes.lines if line.get_gid()]
+    for mark, line in zip(marks, found, strict=True):
+        paced = 1e3 * float(line["measured_s"]) / float(line["pace"])
+        assert mark.get_ydata()[0] == pytest.approx(paced, rel=1e-4)
+    assert "at the pace of the run's beginning" in chart.about
+    assert {axes.get_ylabel() for axes in chart.figure.axes} == {"ms at the run's first pace"}
+    of_gpu = context_chart(grid_record)
+    assert "pace" not in of_gpu.about and {line["pace"] for line in lines_of(of_gpu)} == {""}
 
 
 def test_predictions_are_those_of_the_cost_model(grid_record: Record) -> None:

@@ -104,6 +104,8 @@ def test_each_profile_has_two_panels_and_its_name(four_kinds: Record) -> None:
     texts = [text.get_text() for text in chart.figure.texts]
     assert "Acceptance of 8b" in texts and "Acceptance of 3b" in texts
     assert {line["profile"] for line in lines_of(chart)} == {"8b", "3b"}
+    waits = [axes.get_title(loc="left").replace("\n", " ") for axes in chart.figure.axes[1::2]]
+    assert waits == ["ms from the end of the prefill to the first token"] * 2
     assert any("context 1024" in text and "NVIDIA H200" in text for text in texts)
 
 
