@@ -208,8 +208,7 @@ class _OpBench:
     def attention(self, *, float8: bool = False) -> OpRate:
         """A call of the standard batch; on torch its first request."""
         idle, streaming, multiplying = (
-            self._attention(batch, rows, context, float8)
-            for batch, rows, context in self._attention_shapes()
+            self._attention(*shape, float8) for shape in self._attention_shapes()
         )
         return op_rate(self.backend, idle.seconds, streaming, multiplying)
 
@@ -217,10 +216,10 @@ class _OpBench:
         """What torch's attention takes for each request of a call beside the first."""
         idle, streaming, multiplying = (
             self._more(
-                self._attention(1, rows, context, float8),
-                self._attention(1 + FURTHER_REQUESTS, rows, context, float8),
+                self._attention(1, *shape, float8),
+                self._attention(1 + FURTHER_REQUESTS, *shape, float8),
             )
-            for _, rows, context in self._attention_shapes()
+            for _, *shape in self._attention_shapes()
         )
         return op_rate(self.backend, idle.seconds, streaming, multiplying)
 
@@ -228,16 +227,18 @@ class _OpBench:
         """What torch's attention takes for each draft group, whatever its context."""
         k = 6
         rows = k * (k + 1)
-        more = self._attention(1, rows, 0, float8, draft_groups=(k, k + 1)).seconds
-        more -= self._attention(1, rows, 0, float8).seconds
+        more = self._attention(1, rows, 0, 1, float8, draft_groups=(k, k + 1)).seconds
+        more -= self._attention(1, rows, 0, 1, float8).seconds
         return OpRate(max(more / k, LEAST_SECONDS), None, None)
 
-    def _attention_shapes(self) -> list[tuple[int, int, int]]:
-        """Batch, rows and context of a call of next to nothing, one that streams, and one that
-        multiplies.
+    def _attention_shapes(self) -> list[tuple[int, int, int, int]]:
+        """Batch, rows, context and how many times wider heads, of a call of next to nothing, one
+        that streams (on torch scores, more than keys), and one that multiplies.
         """
         batch, context = self.sizes.batch, self.sizes.context
-        return [(1, 1, 0), (batch, 1, context), (batch, 96, context)]
+        if self.backend == "torch":
+            return [(1, 1, 0, 1), (batch, 96, context, 1), (batch, 96, context, 4)]
+        return [(1, 1, 0, 1), (batch, 1, context, 1), (batch, 96, context, 1)]
 
     @staticmethod
     def _more(one: Timed, several: Timed) -> Timed:
@@ -250,11 +251,13 @@ class _OpBench:
         batch: int,
         rows: int,
         context: int,
+        wider: int,
         float8: bool,
         draft_groups: tuple[int, int] | None = None,
     ) -> Timed:
         """A call; on torch the bytes and FLOPs are those of one request."""
         query_heads, kv_heads, head_dim = self.sizes.heads
+        head_dim *= wider
         config = replace(
             PRESETS["8b"],
             num_attention_heads=query_heads,

@@ -8,8 +8,8 @@ outputs of products, and their partial sums. It has what our ops add:
 - torch's LM head writes logits, as many rows at a time as 128 MiB hold, and reads them again;
 - torch's attention takes one request after the other, copies its keys and values into tiles of 64
   keys, and multiplies each with each group of 16 positions; the masks of a draft group are a tile
-  of their own. Products so small that their calls hold them are counted as _LEAST_PRODUCT FLOPs,
-  which is what one has at the standard shape of those rates.
+  of their own. Its scores pass through memory _SCORE_PASSES times, and where there are so few that
+  the calls hold them they are counted as _LEAST_SCORES.
 """
 
 from dataclasses import replace
@@ -35,7 +35,10 @@ from .step_cost import (
 # Of the torch backend; a test holds them to its own.
 LINEAR_ROWS, TILE_ROWS, TILE_KEYS, HEAD_LOGITS = 32, 16, 64, 2**25
 
-_LEAST_PRODUCT = 2.0**20  # 128 rows (16 positions by 8 heads) x 64 keys x 32, 2 KV heads
+# Written by the product; read and written by mask, shift and exponential; read by maximum, sum and
+# the second product.
+_SCORE_PASSES = 1 + 2 * 3 + 3
+_LEAST_SCORES = 2**13
 # What torch's attention takes beside the first request of a call.
 FURTHER, GROUP = "request", "group"
 
@@ -76,9 +79,11 @@ def attention_work(
     if forward.draft_groups:  # a tile for the masks of each, which few rows see
         tiles, visits = tiles + forward.k, visits + forward.k + groups
     group = config.num_attention_heads // kv_heads
-    product = max(2.0 * kv_heads * TILE_ROWS * group * TILE_KEYS * head_dim, _LEAST_PRODUCT)
+    scores = kv_heads * TILE_ROWS * group * TILE_KEYS
+    product = 2.0 * scores * head_dim
     copied = 2 * tiles * TILE_KEYS * kv_heads * head_dim * (itemsize + 4)
-    of_request = (copied, 2 * visits * product)
+    passed = 4.0 * _SCORE_PASSES * visits * max(scores, _LEAST_SCORES)
+    of_request = (copied + passed, 2 * visits * product)
     found = [Work(op, calls, *of_request)]
     if forward.batch > 1:
         found.append(Work(f"{op} {FURTHER}", calls * (forward.batch - 1), *of_request))

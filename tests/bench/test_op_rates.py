@@ -138,7 +138,8 @@ def test_attention_s_time_is_told_apart_by_request_and_by_draft_group(
         of_request = 2.0
         if max_context:
             forward = Forward(DENOISE, 1, rows, max_context, "float32", float8_cache=float8)
-            (work,) = attention_work("", 1, forward, config, "torch")
+            sizes = replace(config, head_dim=q.shape[-1])
+            (work,) = attention_work("", 1, forward, sizes, "torch")
             of_request += work.bytes * a_byte + work.flops * a_flop
         groups = draft_groups[0] if draft_groups else 0
         taken.append(1.0 + batch * (of_request + 7.0 * groups))

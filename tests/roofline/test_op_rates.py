@@ -121,17 +121,19 @@ def test_torch_attention_by_hand() -> None:
     first, further = step_work.step_work(PRESETS["tiny"], forward, "torch")[ATTENTION]
     assert (first.op, first.calls) == ("block_attention", 4)
     assert (further.op, further.calls) == ("block_attention request", 4)
-    product = max(2 * 2 * 64 * 64 * 32, 2**20)
+    product, scores = 2 * 2 * 64 * 64 * 32, 2 * 64 * 64
     assert first.flops == further.flops == 2 * (2 * 2) * product
-    assert first.bytes == further.bytes == 2 * 128 * 2 * 32 * (4 + 4)
+    copied = 2 * 128 * 2 * 32 * (4 + 4)
+    assert first.bytes == further.bytes == copied + 4 * 10 * (2 * 2) * scores
 
 
 def test_draft_groups_of_torch_attention_are_tiles_of_their_own() -> None:
     """k 4 behind 100 keys: 104 keys in 2 tiles by 2 groups of rows, and 4 tiles that 6 see."""
     forward = Forward(QUADRATIC, 1, 20, 100, "float32")
     first, groups = step_work.step_work(PRESETS["tiny"], forward, "torch")[ATTENTION]
-    assert first.flops == 2 * (2 * 2 + 6) * 2**20
-    assert first.bytes == 2 * (2 + 4) * 64 * 2 * 32 * (4 + 4)
+    assert first.flops == 2 * (2 * 2 + 6) * 2 * 2 * 64 * 64 * 32
+    copied = 2 * (2 + 4) * 64 * 2 * 32 * (4 + 4)
+    assert first.bytes == copied + 4 * 10 * (2 * 2 + 6) * 2 * 64 * 64
     assert (groups.op, groups.calls) == ("block_attention group", 4 * 4)
 
 
