@@ -258,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the bench; 0 if it ran to its end, 1 on an error, 130 if it was interrupted."""
     arguments = _arguments(argv)
     try:
-        return _run(arguments, argv)
+        return _run(arguments)
     except (OSError, ValueError, TypeError, torch.OutOfMemoryError) as error:
         print(f"dlm bench: {error}", file=sys.stderr)
         return 1
@@ -267,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _run(arguments: argparse.Namespace, argv: list[str] | None) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     device = _device(arguments.device)
     if arguments.tune:
         return tune(device, arguments.budget)
@@ -281,7 +281,7 @@ def _run(arguments: argparse.Namespace, argv: list[str] | None) -> int:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         ceilings_task = progress.add_task("ceilings of the device", total=None)
-        record = _begin(device, arguments, argv)
+        record = _begin(device, arguments)
         progress.remove_task(ceilings_task)
         bench = Bench(
             record, arguments.out, device, subjects, quick=arguments.quick, progress=progress
@@ -322,10 +322,9 @@ def busy_host(device: torch.device) -> str | None:
     )
 
 
-def _begin(device: torch.device, arguments: argparse.Namespace, argv: list[str] | None) -> Record:
+def _begin(device: torch.device, arguments: argparse.Namespace) -> Record:
     """A record with ceilings and no rows yet."""
     head, dirty = commit()
-    given = sys.argv[1:] if argv is None else argv
     described = describe_device(device)
     ceilings = measure_ceilings(device, runs=3 if arguments.quick else RUNS)
     # Last there were matrix products: an idle GPU would state the clocks of an idle GPU.
@@ -337,12 +336,23 @@ def _begin(device: torch.device, arguments: argparse.Namespace, argv: list[str] 
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         commit=head,
         dirty=dirty,
-        command=shlex.join(["dlm", "bench", *given]),
+        command=_command(arguments),
         backend=backend_for(torch.empty(0, device=device)),
         versions=versions(),
         device=described,
         ceilings=ceilings,
     )
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """What measures the same again; where the record went is nobody else's business."""
+    words = ["dlm", "bench"]
+    if arguments.folder:
+        words.append(arguments.folder.name)
+    words += ["--quick"] * arguments.quick
+    if arguments.device:
+        words += ["--device", arguments.device]
+    return shlex.join(words)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -8,11 +8,11 @@ Others may share a host, so what it took is put at the pace at which the run beg
 `Timing.paced`); the errors of the times as they were stand beside it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import NamedTuple
 
-from .forward import KINDS
+from .forward import DENOISE, DRAFT, KINDS, VERIFY, Forward
 from .records import Record, Row
 from .step_cost import STAGES
 from .step_time import StageTime, step_times
@@ -116,9 +116,34 @@ def _why(record: Record, checked: Checked) -> str:
         share = sum(stage.timing.paced for stage in stages) / timing.paced
         if abs(share - 1) > _APART:
             reasons.append(f"its stages, timed alone, add up to {share:.0%} of it")
+    if (alike := _same_work(record, row)) and abs(alike / timing.paced - 1) > _APART:
+        reasons.append(
+            f"the same work in other kinds of forward took {alike / timing.paced:.2f} times as long"
+        )
     if not record.ceilings.ops:
         reasons.append("the record lacks rates of our ops: only ceilings were known")
     return "; ".join(reasons) or "nothing in the record shows why"
+
+
+def _same_work(record: Record, row: Row) -> float | None:
+    """Seconds of the same stage of other kinds of forward of the same sizes: the median, at the
+    run's pace; None if there are none.
+    """
+
+    def sizes(forward: Forward) -> Forward:
+        return replace(forward, kind=DENOISE)
+
+    if row.kind != "stage" or row.forward.kind not in (DENOISE, DRAFT, VERIFY):
+        return None
+    others = [
+        other.timing.paced
+        for other in record.rows
+        if (other.name, other.model) == (row.name, row.model)
+        and other.forward.kind in (DENOISE, DRAFT, VERIFY)
+        and other.forward != row.forward
+        and sizes(other.forward) == sizes(row.forward)
+    ]
+    return median(others) if others else None
 
 
 def summary(check: ModelCheck) -> str:

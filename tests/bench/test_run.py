@@ -54,6 +54,7 @@ def test_quick_run_leaves_a_whole_record(tmp_path: Path, capsys, small_ceilings:
     record = load(closing["record"])
     assert record.complete and closing["complete"]
     assert record.backend == "torch" and record.device.kind == "cpu"
+    assert record.command == "dlm bench --quick --device cpu"  # and no word of where it went
     assert {"linear", "linear int4", "block_attention"} <= record.ceilings.ops.keys()
     error, check = closing["model_error"], model_check(record)
     assert error["median"] == pytest.approx(check.median, abs=1e-3)

@@ -90,6 +90,24 @@ def test_an_outlier_says_what_the_record_shows_of_it(record) -> None:
     assert "the middle half of its runs is 50% wide" in line and "lacks rates of our ops" in line
 
 
+def test_an_outlier_among_others_of_the_same_work_says_so(grid_record) -> None:
+    """Projections of one draft forward in half the time of denoise's and verify's."""
+    record = exact(grid_record)
+    at = next(
+        i
+        for i, row in enumerate(record.rows)
+        if (row.name, row.forward.kind, row.forward.batch) == (PROJECTIONS, "draft", 4)
+    )
+    row = record.rows[at]
+    seconds = row.timing.median / 2
+    quick = replace(row.timing, median=seconds, low=seconds, high=seconds)
+    rows = [*record.rows[:at], replace(row, timing=quick), *record.rows[at + 1 :]]
+    lines = outlier_lines(model_check(replace(record, rows=rows)))
+    (line,) = [line for line in lines if line.startswith("projections")]
+    assert "draft 4×32" in line and "+100%" in line
+    assert "the same work in other kinds of forward took 2.00 times as long" in line
+
+
 def test_the_table_has_a_line_a_stage_and_forward(grid_record) -> None:
     rows = error_rows(model_check(exact(grid_record, 2.0)))
     kinds = [row[0] for row in rows if row[0]]

@@ -35,7 +35,8 @@ def model_chart(record: Record) -> Chart | None:
     write_title(
         figure, record, _TITLE, ", ".join(dict.fromkeys(each.row.model for each in check.all))
     )
-    figure.text(0.10, 0.84, summary(check), fontsize=FONT_SIZE, fontweight="bold", va="bottom")
+    said = summary(check).replace("; ", "\n")
+    figure.text(0.10, 0.83, said, fontsize=FONT_SIZE, fontweight="bold", va="bottom")
 
     times = [each.row.timing.paced for each in check.all]
     times += [each.predicted.seconds for each in check.all]
