@@ -259,7 +259,7 @@ def _draw_cell(axes: Axes, x: float, y: float, width: float, cell: Cell) -> None
         face, ink = MASK, "#A0A0A0"
     elif cell.kind != GIVEN:
         face = _paler(cell.color) if cell.kind == EARLIER else cell.color
-        ink = _ink_on(face)
+        ink = ink_on(face)
     edge = {"edgecolor": EDGE, "linewidth": 0.6}
     if cell.kind == EDITED:
         edge = {"edgecolor": INK, "linewidth": 1.8, "zorder": 2}
@@ -321,7 +321,7 @@ def _paler(color: str) -> str:
     return to_hex([channel + (1 - channel) * PALE for channel in to_rgb(color)])
 
 
-def _ink_on(color: str) -> str:
+def ink_on(color: str) -> str:
     """Black or white, whichever contrasts more (WCAG 2 relative luminance)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
     luminance = sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

@@ -233,7 +233,7 @@ def test_every_confidence_can_be_read() -> None:
     for share in range(101):
         face = block_trace._shade(share / 100)
         for color in (face, block_trace._paler(face)):
-            assert contrast(block_trace._ink_on(color), color) >= 4.5
+            assert contrast(block_trace.ink_on(color), color) >= 4.5
 
 
 def steps_of_blocks(n_blocks: int, length: int, text: Callable[[int], str] = str) -> Trace:

@@ -10,8 +10,9 @@ from pathlib import Path
 from string import Template
 
 from matplotlib import colormaps
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex
 
+from dlm_core.block_trace import ink_on
 from dlm_roofline.charts.chart import Chart
 from dlm_roofline.model_check import model_check, outlier_lines
 from dlm_roofline.plots import charts_of, profiles_of
@@ -102,14 +103,7 @@ def _part(name: str) -> str:
 def _scale() -> list[tuple[str, str]]:
     """Colours of confidences from 0 to 1, and the ink that can be read on each."""
     shades = [to_hex(colormaps["viridis"](i / (SHADES - 1))) for i in range(SHADES)]
-    return [(shade, _ink_on(shade)) for shade in shades]
-
-
-def _ink_on(color: str) -> str:
-    """Black or white, whichever contrasts more (WCAG 2)."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
-    luminance = sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-    return "#000000" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "#ffffff"
+    return [(shade, ink_on(shade)) for shade in shades]
 
 
 def _lead(records: Sequence[tuple[Path, Record]], missing: Sequence[str]) -> str:
