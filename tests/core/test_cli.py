@@ -139,6 +139,7 @@ def test_terminal_shows_the_block_filling(
 ) -> None:
     pytest.importorskip("rich", reason="the live view is drawn with rich")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")  # one that can draw over itself
     cli.main(["generate", str(golden / "tiny-a"), "--tokens", "13 17 21", "--max-new-tokens", "8"])
     shown = capsys.readouterr().out
     assert "·" in shown
