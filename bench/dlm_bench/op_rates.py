@@ -1,7 +1,8 @@
 """Measures what our ops reach at shapes of no model; predictions of whole forwards rest on it.
 
 Each op is called for next to nothing, for a call that streams and, if it multiplies, for one that
-multiplies most; layers' ops several times in a row over data of their own, as layers call them.
+multiplies most; layers' ops several times in a row over data of their own, as layers call them, and
+for next to nothing many times, which tells what their first call takes beyond the others.
 """
 
 from collections.abc import Callable
@@ -28,14 +29,14 @@ from dlm_kernels import (
 )
 from dlm_kernels.backend import backend_for
 from dlm_roofline.forward import DENOISE, WEIGHTS, Forward
-from dlm_roofline.op_rates import OpRate, Timed, op_rate
+from dlm_roofline.op_rates import Idle, OpRate, Timed, idle_of, op_rate
 from dlm_roofline.records import Timing
-from dlm_roofline.step_work import FURTHER, GROUP, attention_work, linear_work
+from dlm_roofline.step_work import FURTHER, GROUP, WRITING, attention_work, linear_work
 
 from .cases import restore
 from .steps import name_of
 
-IN_A_ROW = 6  # calls of an op that layers have
+IN_A_ROW, MANY = 6, 30  # calls of an op that layers have
 FURTHER_REQUESTS = 2
 LEAST_SECONDS = 1e-7  # of a difference of two timings, which noise can turn round
 
@@ -63,7 +64,7 @@ class Sizes:
 # None is that of a model which the bench times, or of a forward in its plans: what these shapes
 # reach has to predict others. On a host a tile of attention takes as many FLOPs as HOST_MODEL's.
 SIZES = {
-    "cpu": Sizes(1024, (16, 2, 32), 24, 192, 1, 1536, 8192, 256, 1024),
+    "cpu": Sizes(1024, (16, 2, 32), 24, 192, 1, 1536, 8192, 1024, 1024),
     "cuda": Sizes(8192, (24, 6, 128), 24, 4096, 16, 6144, 98304, 4096, 6144),
 }
 LOOKUP_MODEL = replace(PRESETS["tiny"], hidden_size=384, num_hidden_layers=1)
@@ -83,6 +84,7 @@ def op_rates(
         "lookup": bench.lookup,
         "residual_norm": bench.residual_norm,
         "rope_kv_write": bench.rope_kv_write,
+        WRITING: partial(bench.rope_kv_write, cached=True),
         "linear": bench.linear,
         "gated_silu": bench.gated_silu,
         "block_attention": bench.attention,
@@ -128,13 +130,19 @@ class _OpBench:
 
         return self.clock(run, **options).paced / times
 
+    def _idle(self, call: Callable[[int], object]) -> Idle:
+        """Of a layer's op, by calls of next to no work over the data of IN_A_ROW."""
+        few = self._seconds(call)
+        many = self._seconds(lambda i: call(i % IN_A_ROW), MANY)
+        return idle_of(IN_A_ROW, IN_A_ROW * few, MANY, MANY * many)
+
     def _by_element(
         self, call_of: Callable[[int], Callable[[int], object]], n_bytes: Callable[[int], float]
     ) -> OpRate:
         """An op without products: `call_of(rows)` moves `n_bytes(rows)` bytes."""
-        rows = self.sizes.rows
-        idle, streaming = self._seconds(call_of(1)), self._seconds(call_of(rows))
-        return op_rate(self.backend, idle, Timed(n_bytes(rows), 0.0, streaming))
+        idle, rows = self._idle(call_of(1)), self.sizes.rows
+        streaming = Timed(n_bytes(rows), 0.0, self._seconds(call_of(rows)))
+        return op_rate(self.backend, idle, streaming, in_a_row=IN_A_ROW)
 
     def lookup(self) -> OpRate:
         """The embedding and the rotations of a forward, which come once."""
@@ -148,7 +156,8 @@ class _OpBench:
 
         rows = self.sizes.rows
         idle, streaming = (self._seconds(call(n), times=1) for n in (1, rows))
-        return op_rate(self.backend, idle, Timed(2.0 * size * rows * hidden, 0.0, streaming))
+        work = Timed(2.0 * size * rows * hidden, 0.0, streaming)
+        return op_rate(self.backend, Idle(0.0, idle), work)
 
     def residual_norm(self) -> OpRate:
         hidden = self.sizes.features
@@ -161,7 +170,8 @@ class _OpBench:
 
         return self._by_element(call, lambda rows: 4.0 * self.dtype.itemsize * rows * hidden)
 
-    def rope_kv_write(self) -> OpRate:
+    def rope_kv_write(self, *, cached: bool = False) -> OpRate:
+        """Rotating, and with a cache writing to it what is otherwise returned."""
         query_heads, kv_heads, head_dim = self.sizes.heads
         width = (query_heads + 2 * kv_heads) * head_dim
 
@@ -169,7 +179,18 @@ class _OpBench:
             qkv = [PartialSums(x[None, None], self.dtype) for x in self._each(rows, width)]
             cos, sin = torch.rand(2, 1, rows, head_dim // 2, device=self.device)
             scale = torch.ones(1, rows, device=self.device)
-            return lambda i: rope_kv_write(qkv[i], cos, sin, scale, kv_heads=kv_heads)
+            caches: list[dict[str, Tensor]] = [{} for _ in qkv]
+            if cached:
+                start = torch.zeros(1, dtype=torch.int32, device=self.device)
+                caches = [
+                    {
+                        "k_cache": self._randn(1, rows, kv_heads, head_dim),
+                        "v_cache": self._randn(1, rows, kv_heads, head_dim),
+                        "context_lens": start,
+                    }
+                    for _ in qkv
+                ]
+            return lambda i: rope_kv_write(qkv[i], cos, sin, scale, kv_heads=kv_heads, **caches[i])
 
         return self._by_element(call, lambda rows: 2.0 * self.dtype.itemsize * rows * width)
 
@@ -199,18 +220,18 @@ class _OpBench:
             return Timed(work.bytes, work.flops, seconds)
 
         x = self._randn(1, 256)
-        idle = self._seconds(lambda i: linear_partials(x, small))
+        idle = self._idle(lambda i: linear_partials(x, small))
         streaming, multiplying = map(
             timed, (self.sizes.streaming_rows, self.sizes.multiplying_rows)
         )
-        return op_rate(self.backend, idle, streaming, multiplying)
+        return op_rate(self.backend, idle, streaming, multiplying, in_a_row=IN_A_ROW)
 
     def attention(self, *, float8: bool = False) -> OpRate:
         """A call of the standard batch; on torch its first request."""
-        idle, streaming, multiplying = (
-            self._attention(*shape, float8) for shape in self._attention_shapes()
-        )
-        return op_rate(self.backend, idle.seconds, streaming, multiplying)
+        nothing, *shapes = self._attention_shapes()
+        idle = self._idle(self._attention_call(*nothing, float8))
+        streaming, multiplying = (self._attention(*shape, float8) for shape in shapes)
+        return op_rate(self.backend, idle, streaming, multiplying, in_a_row=IN_A_ROW)
 
     def further_request(self, *, float8: bool = False) -> OpRate:
         """What torch's attention takes for each request of a call beside the first."""
@@ -221,7 +242,7 @@ class _OpBench:
             )
             for _, *shape in self._attention_shapes()
         )
-        return op_rate(self.backend, idle.seconds, streaming, multiplying)
+        return op_rate(self.backend, Idle(0.0, idle.seconds), streaming, multiplying)
 
     def draft_group(self, *, float8: bool = False) -> OpRate:
         """What torch's attention takes for each draft group, whatever its context."""
@@ -257,13 +278,28 @@ class _OpBench:
     ) -> Timed:
         """A call; on torch the bytes and FLOPs are those of one request."""
         query_heads, kv_heads, head_dim = self.sizes.heads
-        head_dim *= wider
         config = replace(
             PRESETS["8b"],
             num_attention_heads=query_heads,
             num_key_value_heads=kv_heads,
-            head_dim=head_dim,
+            head_dim=wider * head_dim,
         )
+        call = self._attention_call(batch, rows, context, wider, float8, draft_groups)
+        forward = Forward(DENOISE, batch, rows, context, name_of(self.dtype), float8_cache=float8)
+        work = attention_work("", 1, forward, config, self.backend)[0]
+        return Timed(work.bytes, work.flops, self._seconds(call))
+
+    def _attention_call(
+        self,
+        batch: int,
+        rows: int,
+        context: int,
+        wider: int,
+        float8: bool,
+        draft_groups: tuple[int, int] | None = None,
+    ) -> Callable[[int], object]:
+        query_heads, kv_heads, head_dim = self.sizes.heads
+        head_dim *= wider
         options = {"draft_groups": draft_groups, "max_context": context}
         if float8:
             scale = torch.full((kv_heads,), 0.05, device=self.device)
@@ -275,10 +311,7 @@ class _OpBench:
         if float8:
             caches = [[x.to(torch.float8_e4m3fn) for x in each] for each in caches]
         lengths = torch.full((batch,), context, dtype=torch.int32, device=self.device)
-        seconds = self._seconds(lambda i: block_attention(q, *caches[i], lengths, k, v, **options))
-        forward = Forward(DENOISE, batch, rows, context, name_of(self.dtype), float8_cache=float8)
-        work = attention_work("", 1, forward, config, self.backend)[0]
-        return Timed(work.bytes, work.flops, seconds)
+        return lambda i: block_attention(q, *caches[i], lengths, k, v, **options)
 
     def lm_head(self) -> OpRate:
         vocab, features = self.sizes.vocab, self.sizes.head_features
@@ -290,7 +323,7 @@ class _OpBench:
             work = linear_work("", 1, rows, float(weight.nbytes), weight.numel(), self.backend)
             return Timed(work.bytes, work.flops, seconds)
 
-        idle = timed(1, head[:512]).seconds
+        idle = Idle(0.0, timed(1, head[:512]).seconds)
         streaming = timed(self.sizes.streaming_rows, head)
         return op_rate(self.backend, idle, streaming, timed(self.sizes.multiplying_rows // 2, head))
 
@@ -300,7 +333,7 @@ class _OpBench:
         idle, seconds = (
             self._seconds(lambda i, x=x: confidence(x), times=1) for x in (small, large)
         )
-        return op_rate(self.backend, idle, Timed(float(large.nbytes), 0.0, seconds))
+        return op_rate(self.backend, Idle(0.0, idle), Timed(float(large.nbytes), 0.0, seconds))
 
     def remask(self) -> OpRate:
         def seconds(batch: int, block: int) -> float:
@@ -318,7 +351,8 @@ class _OpBench:
 
         batch, block = 128, 64
         pairs = float(batch * block**2)
-        return op_rate(self.backend, seconds(1, 4), Timed(pairs, 0.0, seconds(batch, block)))
+        idle = Idle(0.0, seconds(1, 4))
+        return op_rate(self.backend, idle, Timed(pairs, 0.0, seconds(batch, block)))
 
     def _each(self, rows: int, width: int) -> list[Tensor]:
         return [self._randn(rows, width) for _ in range(IN_A_ROW)]

@@ -42,8 +42,8 @@ from .timing import LONG_RUNS, Stopwatch
 from .tuning.run import BUDGET, tune
 
 # Seconds after which no further row is begun: of ops, so that steps get their share, and of all.
-OPS_UNTIL = {"cpu": 110, "cuda": 240}
-ALL_UNTIL = {"cpu": 340, "cuda": 500}
+OPS_UNTIL = {"cpu": 120, "cuda": 240}
+ALL_UNTIL = {"cpu": 420, "cuda": 500}
 
 # Slowest floor of a case still worth starting: plain torch can take many times the roof's time.
 LONGEST_FLOOR = 0.25
@@ -51,8 +51,9 @@ LONGEST_FLOOR = 0.25
 # How many times its floor a forward is taken to need, until one of its kind has been measured.
 SLOWER = 2.0
 
-# Seconds to spend on one timing of an op's rates.
-RATE_BUDGET = 0.1
+# Seconds to spend on one timing of an op's rates; and in all on waiting for a host that is not as
+# it was when the run began.
+RATE_BUDGET, PATIENCE = 0.1, 120.0
 
 # Load a core before the run, of others' work, from which a host's times say little.
 BUSY = 0.5
@@ -82,7 +83,8 @@ class Bench:
     ) -> None:
         self.record, self.out, self.device = record, out, device
         self.cases = op_cases(device.type, quick=quick)
-        self.stopwatch = Stopwatch(device, budget=0.05 if quick else 0.5)
+        budget, patience = (0.05, 0.0) if quick else (0.5, PATIENCE)
+        self.stopwatch = Stopwatch(device, budget=budget, patience=patience)
         self.began = time.monotonic()
         # How many times its floor a forward takes, by the last one measured of a model and kind.
         self._slower: dict[tuple[str, str], float] = {}

@@ -177,11 +177,21 @@ def _rates(record: Record) -> Table:
         return "-" if value is None else three_digits(value / scale)
 
     rows = [
-        [name, cell(each.overhead, 1e-6), cell(each.bandwidth, 1e9), cell(each.flops, unit)]
+        [
+            name,
+            cell(each.overhead, 1e-6),
+            cell(each.first or None, 1e-6),
+            cell(each.bandwidth, 1e9),
+            cell(each.flops, unit),
+        ]
         for name, each in record.ceilings.ops.items()
     ]
-    notes = ["At shapes of no model; a call takes its overhead, and its bytes and FLOPs at these."]
-    return Table("Our ops' rates", ["op", "overhead us", "GB/s", rate], rows, notes)
+    notes = [
+        "At shapes of no model; a call takes its overhead, and its bytes and FLOPs at these; the"
+        " longest first call of a step takes as much more."
+    ]
+    header = ["op", "overhead us", "first call us", "GB/s", rate]
+    return Table("Our ops' rates", header, rows, notes)
 
 
 def _ops(record: Record, title: str, rows: list[Row]) -> Table:

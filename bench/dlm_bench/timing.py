@@ -5,13 +5,19 @@ host cores hold: what the run needs then comes from memory, and unlike a write t
 lines to drain inside the timed run. On a GPU that read also keeps the device busy while the host
 queues the run, so that the launches of a short op are not timed with it.
 
-A host's pace changes by the second where others share it, as much as by half. So ahead of each run
-a fixed product is timed as well, which tells the pace that the run had.
+A host's pace changes by the second where others share it. So between its runs a fixed product is
+timed, and a read. A virtual machine's cores move as well: at one moment they share a cache, at the
+next they lie on dies apart, each with a way to memory of its own but far from what the other wrote,
+or take turns on one. Apart, reads are faster, a product is slower, and what hands much from op to
+op is slower still, so that nothing puts such times at one pace. So a run counts whose product and
+read, before and after it, are about those that were the rule at first, and what is left of the
+product's change is the run's pace.
 """
 
 import time
 from collections.abc import Callable
-from statistics import median, quantiles
+from statistics import mean, median, quantiles
+from typing import NamedTuple
 
 import torch
 
@@ -29,39 +35,51 @@ LONG, LONG_RUNS = 0.25, 3
 # few ms and, as an op does, both read and multiply.
 YARDSTICK = (32, 1024, 4)
 
-# Its runs at first, whose median is the pace that counts as 1: with the caches emptied ahead of
-# each they take a second or more, which outlasts the short spells when others are at work.
-YARDSTICK_RUNS = 60
+# Its runs at first; with patience so long apart that they see what is the rule.
+YARDSTICK_RUNS, PAUSE = 100, 0.05
 
-# Times the first pace from which a function is timed again: beyond it, the yardstick and the
-# function need not have been slowed alike.
-SLOW_PACE = 1.4
-TRIES, PAUSE = 3, 1.0  # at most so many, so many seconds apart
+# How far a product and a read may be from those at first, as a factor, for a run to count; and how
+# much of its patience a stopwatch spends on one function, in seconds.
+ALIKE, MOST_PATIENCE = 1.25, 5.0
+
+
+class Surroundings(NamedTuple):
+    """Seconds that the yardstick and then reading the buffer took between two runs."""
+
+    product: float
+    read: float
+
+    def alike(self, other: "Surroundings") -> bool:
+        return all(
+            1 / ALIKE < mine / theirs < ALIKE for mine, theirs in zip(self, other, strict=True)
+        )
 
 
 class Stopwatch:
     """Times functions on one device.
 
     On a host every timing has the pace of its runs: how many times as long as when the stopwatch
-    was made its yardstick took. What met a pace of SLOW_PACE or more is timed again, and the try
-    with the lowest pace counts.
+    was made its yardstick took. Runs that met other surroundings than were the rule then are made
+    again, as long as there is patience; without it they count, and the timing is not steady.
 
+    patience: seconds in all to spend on such runs, and on waiting for the host to be as it was.
     budget: seconds to spend on the runs of one function, and on emptying the caches ahead of each;
         at least MIN_RUNS are made, of a long one LONG_RUNS, and at most MAX_RUNS.
     """
 
-    def __init__(self, device: torch.device, *, budget: float) -> None:
+    def __init__(self, device: torch.device, *, budget: float, patience: float = 0.0) -> None:
         self.device = device
         self.budget = budget
+        self._patience = patience
         self._flush = torch.ones(FLUSH_BYTES[device.type] // 4, device=device)
         self._flush_seconds = min(run_seconds(self._flush.sum, device, runs=3))
-        self._yardstick = self._first_pace = None
+        self._yardstick: Callable[[], object] | None = None
         if device.type == "cpu":
             rows, features, times = YARDSTICK
             x = torch.randn(rows, features)
             weights = [torch.randn(features, features) for _ in range(times)]
             self._yardstick = lambda: [x @ weight.T for weight in weights]
-            self._first_pace = median(self._yardstick_seconds() for _ in range(YARDSTICK_RUNS))
+            self._usual = self._the_rule()
 
     def time(
         self, fn: Callable[[], object], *, reset: Callable[[], object] = lambda: None
@@ -92,23 +110,7 @@ class Stopwatch:
     def _time(
         self, fn: Callable[[], object], reset: Callable[[], object], *, graph: bool
     ) -> Timing:
-        """Timed again where the host was far from the pace that it had at first."""
-        tries = [self._once(fn, reset, graph=graph)]
-        if tries[0].pace is None:
-            return tries[0]
-        while tries[-1].pace >= SLOW_PACE and len(tries) < TRIES:
-            time.sleep(PAUSE)
-            tries.append(self._once(fn, reset, graph=graph))
-        return min(tries, key=lambda each: each.pace)
-
-    def _once(
-        self, fn: Callable[[], object], reset: Callable[[], object], *, graph: bool
-    ) -> Timing:
-        paces = []
-
         def before() -> None:
-            if self._yardstick:
-                paces.append(self._yardstick_seconds() / self._first_pace)
             reset()
             self._flush.sum()
 
@@ -117,25 +119,81 @@ class Stopwatch:
 
         # The first run warms up; the next ones say how many there are to be.
         (warm,) = seconds_of(1)
+        if self._yardstick:
+            return self._one_by_one(lambda: seconds_of(1)[0])
         seconds = seconds_of(2 if warm < self.budget else 1)
-        once = min(seconds)
+        seconds += seconds_of(self._runs(min(seconds)) - len(seconds))
+        return summary(seconds, graph=graph)
+
+    def _runs(self, once: float) -> int:
+        """How many runs there are to be of what takes so long."""
         least = LONG_RUNS if once > LONG else MIN_RUNS[self.device.type]
         around = self._flush_seconds
         if self._yardstick:
-            around += self._flush_seconds + self._first_pace
-        affordable = int(self.budget / (once + around))
-        seconds += seconds_of(max(least, min(affordable, MAX_RUNS)) - len(seconds))
-        return summary(seconds, graph=graph, pace=median(paces[1:]) if paces else None)
+            around += 2 * self._flush_seconds + self._usual.product
+        return max(least, min(int(self.budget / (once + around)), MAX_RUNS))
 
-    def _yardstick_seconds(self) -> float:
-        """Of a fixed product, from cold caches."""
+    def _one_by_one(self, run: Callable[[], float]) -> Timing:
+        """Of runs on a host, with a look at it between them."""
+        steady: list[tuple[float, float]] = []  # seconds, and pace
+        others: list[tuple[float, float]] = []
+        patience = at_first = min(MOST_PATIENCE, self._patience)
+        before = self._surroundings()
+        while True:
+            began = time.perf_counter()
+            if patience > 0 and not before.alike(self._usual):
+                time.sleep(PAUSE)
+                before = self._surroundings()
+                patience -= time.perf_counter() - began
+                continue
+            seconds, after = run(), self._surroundings()
+            pace = mean((before.product, after.product)) / self._usual.product
+            if before.alike(self._usual) and after.alike(self._usual):
+                steady.append((seconds, pace))
+            else:
+                others.append((seconds, pace))
+                patience -= time.perf_counter() - began
+            before = after
+            wanted = self._runs(min(steady + others)[0])
+            if len(steady) >= wanted or (patience <= 0 and len(steady + others) >= wanted):
+                break
+        self._patience -= at_first - patience
+        is_steady = len(steady) >= min(wanted, LONG_RUNS)
+        counted = steady if is_steady else steady + others
+        return summary(
+            [seconds for seconds, _ in counted],
+            graph=False,
+            pace=median(pace for _, pace in counted),
+            steady=is_steady,
+        )
+
+    def _surroundings(self) -> Surroundings:
+        """The yardstick's time from cold caches, and that of reading the buffer after it."""
         self._flush.sum()
-        return run_seconds(self._yardstick, self.device, runs=1)[0]
+        (product,) = run_seconds(self._yardstick, self.device, runs=1)
+        (read,) = run_seconds(self._flush.sum, self.device, runs=1)
+        return Surroundings(product, read)
+
+    def _the_rule(self) -> Surroundings:
+        """The medians of those surroundings that most others are like."""
+        met = []
+        for _ in range(YARDSTICK_RUNS):
+            met.append(self._surroundings())
+            if self._patience > 0:
+                time.sleep(PAUSE)
+        groups = [[each for each in met if each.alike(one)] for one in met]
+        return Surroundings(*map(median, zip(*max(groups, key=len), strict=True)))
 
 
-def summary(seconds: list[float], *, graph: bool, pace: float | None = None) -> Timing:
+def summary(
+    seconds: list[float],
+    *,
+    graph: bool,
+    pace: float | None = None,
+    steady: bool | None = None,
+) -> Timing:
     """Median and quartiles of cold runs; of one run all three are that run."""
     low, middle, high = (
         quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
     )
-    return Timing(middle, low, high, len(seconds), cold=True, graph=graph, pace=pace)
+    return Timing(middle, low, high, len(seconds), cold=True, graph=graph, pace=pace, steady=steady)

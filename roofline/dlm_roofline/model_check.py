@@ -15,7 +15,7 @@ from typing import NamedTuple
 from .forward import DENOISE, DRAFT, KINDS, VERIFY, Forward
 from .records import Record, Row
 from .step_cost import STAGES
-from .step_time import StageTime, step_times
+from .step_time import StageTime, step_times, whole
 from .text import percent
 
 LEAST_SECONDS = {"cuda": 50e-6, "cpu": 1e-3}
@@ -97,19 +97,14 @@ def model_check(record: Record) -> ModelCheck:
     return ModelCheck(found, counted, outliers)
 
 
-def whole(times: dict[str, StageTime]) -> StageTime:
-    """Of a step, whose stages run one after the other; held by what holds its longest stage."""
-    longest = max(times.values(), key=lambda stage: stage.seconds)
-    seconds = sum(stage.seconds for stage in times.values())
-    return StageTime(seconds, sum(stage.floor for stage in times.values()), longest.held_by)
-
-
 def _why(record: Record, checked: Checked) -> str:
     """What the record itself shows of the cause of an outlier."""
     row, timing = checked.row, checked.row.timing
     reasons = []
     if (spread := timing.high / timing.low - 1) > _SPREAD:
         reasons.append(f"the middle half of its runs is {spread:.0%} wide")
+    if timing.steady is False:
+        reasons.append("the host was not as when the run began")
     if timing.pace is not None and not 1 / _OFF_PACE < timing.pace < _OFF_PACE:
         reasons.append(f"the host took {timing.pace:.1f} times its first time for a fixed product")
     if row.kind == "step" and (stages := record.stages_of(row)):

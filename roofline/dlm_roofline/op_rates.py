@@ -7,6 +7,9 @@ counts; a host does one after the other, so there they add up:
     torch:  overhead + bytes / bandwidth + FLOPs / rate
 
 Each is solved for from three calls: one of next to no work, one that streams, one that multiplies.
+From cold caches an op's first call takes longer, as its instructions come from memory: that and the
+overhead are told apart by few calls in a row and many. Most of those instructions are the same for
+any op, so of all that run after one another the longest first call counts once.
 """
 
 import math
@@ -18,28 +21,51 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class OpRate:
-    """overhead in seconds a call; bandwidth in bytes/s; flops in FLOP/s.
+    """overhead in seconds a call; bandwidth in bytes/s; flops in FLOP/s; first in seconds.
 
     Of activations in bfloat16 on Triton and in float32 on torch, as the bench runs them.
 
     bandwidth, flops: None where the op's time does not grow by them.
+    first: what its first call takes beyond the others, from cold caches.
     """
 
     overhead: float
     bandwidth: float | None
     flops: float | None
+    first: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("overhead", "bandwidth", "flops"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
+        if not self.first >= 0:
+            raise ValueError(f"first is {self.first}; it must be at least 0")
 
     def seconds(self, n_bytes: float, flops: float, backend: str) -> float:
         """Of one call's work, without its overhead."""
         streams = n_bytes / self.bandwidth if self.bandwidth else 0.0
         multiplies = flops / self.flops if self.flops else 0.0
         return max(streams, multiplies) if backend == "triton" else streams + multiplies
+
+
+class Idle(NamedTuple):
+    """Seconds of calls of next to no work, cold at first: `first` once, `overhead` of each."""
+
+    first: float
+    overhead: float
+
+    def of_each(self, calls: int) -> float:
+        """Of each of so many in a row."""
+        return self.overhead + self.first / calls
+
+
+def idle_of(few: int, of_few: float, many: int, of_many: float) -> Idle:
+    """From seconds of few calls in a row and of many; no part is negative, whatever the noise."""
+    overhead = (of_many - of_few) / (many - few)
+    if not 0 < overhead <= of_few / few:
+        return Idle(0.0, min(of_few / few, of_many / many))
+    return Idle(of_few - few * overhead, overhead)
 
 
 class Timed(NamedTuple):
@@ -51,18 +77,25 @@ class Timed(NamedTuple):
 
 
 def op_rate(
-    backend: str, idle: float, streaming: Timed, multiplying: Timed | None = None
+    backend: str,
+    idle: Idle,
+    streaming: Timed,
+    multiplying: Timed | None = None,
+    *,
+    in_a_row: int = 1,
 ) -> OpRate:
     """The rates of an op by its calls; see the module.
 
-    idle: seconds of a call of next to no work. multiplying: None of an op without products.
+    multiplying: None of an op without products. in_a_row: calls that those with work were timed in.
     """
-    streams = max(streaming.seconds - idle, 0.0)
+    least = idle.of_each(in_a_row)
+    streams = max(streaming.seconds - least, 0.0)
     if multiplying is None:
-        return OpRate(idle, _rate(streaming.bytes, streams), None)
-    multiplies = max(multiplying.seconds - idle, 0.0)
+        return OpRate(idle.overhead, _rate(streaming.bytes, streams), None, idle.first)
+    multiplies = max(multiplying.seconds - least, 0.0)
     if backend == "triton":
-        return OpRate(idle, _rate(streaming.bytes, streams), _rate(multiplying.flops, multiplies))
+        rates = _rate(streaming.bytes, streams), _rate(multiplying.flops, multiplies)
+        return OpRate(idle.overhead, *rates, idle.first)
     # Two equations for the seconds a byte and a FLOP; neither is negative, whatever the noise.
     (b1, f1, _), (b2, f2, _) = streaming, multiplying
     determinant = b1 * f2 - b2 * f1
@@ -74,7 +107,8 @@ def op_rate(
         a_byte, a_flop = 0.0, multiplies / f2
     elif a_flop <= 0:
         a_byte, a_flop = streams / b1, 0.0
-    return OpRate(idle, 1 / a_byte if a_byte else None, 1 / a_flop if a_flop else None)
+    rates = 1 / a_byte if a_byte else None, 1 / a_flop if a_flop else None
+    return OpRate(idle.overhead, *rates, idle.first)
 
 
 def middle(rates: Sequence[OpRate]) -> OpRate:
@@ -91,6 +125,7 @@ def middle(rates: Sequence[OpRate]) -> OpRate:
         median(rate.overhead for rate in rates),
         median_of(rate.bandwidth for rate in rates),
         median_of(rate.flops for rate in rates),
+        median(rate.first for rate in rates),
     )
 
 

@@ -25,7 +25,7 @@ from .step_cost import STAGES, step_cost
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
-SCHEMA = 3
+SCHEMA = 4
 MADE_BY = "`dlm bench`"
 KINDS = ("op", "stage", "step")
 SCOPES = ("standard", "quick", "folder")
@@ -41,6 +41,8 @@ class Timing:
         launches then count only where they outlast the read that empties the caches.
     pace: of a host, which others may share: how many times as long as when the run began a fixed
         product took, timed beside each of these runs. None of a GPU.
+    steady: of a host: whether all of these runs met about the pace of products and of reads that
+        was the rule when the run began. None of a GPU.
     """
 
     median: float
@@ -50,6 +52,7 @@ class Timing:
     cold: bool
     graph: bool
     pace: float | None = None
+    steady: bool | None = None
 
     @property
     def paced(self) -> float:
@@ -255,10 +258,12 @@ class Record:
                 raise ValueError(
                     f"{at}.{name}.graph is True; a device of kind 'cpu' replays no CUDA graph"
                 )
-            if timing and timing.pace is not None and self.device.kind == "cuda":
-                raise ValueError(
-                    f"{at}.{name}.pace is {timing.pace}; it must be null on a device of kind 'cuda'"
-                )
+            for field_ in ("pace", "steady") if timing and self.device.kind == "cuda" else ():
+                if (value := getattr(timing, field_)) is not None:
+                    raise ValueError(
+                        f"{at}.{name}.{field_} is {value}; it must be null on a device of kind"
+                        " 'cuda'"
+                    )
         if row.forward is None:
             return
         if row.model not in self.models:

@@ -15,6 +15,7 @@ from dlm_core.config import ModelConfig
 
 from .ceilings import Ceilings
 from .forward import Forward
+from .op_rates import OpRate
 from .step_cost import ALL_REDUCE, step_cost, step_launches
 from .step_work import step_work
 
@@ -25,11 +26,13 @@ class StageTime:
 
     floor: what its compulsory cost allows.
     held_by: what takes most of it: "memory", "compute", "exponentials", "launches" or "link".
+    first: of the seconds those that it takes only where it comes first; see `OpRate`.
     """
 
     seconds: float
     floor: float
     held_by: str
+    first: float = 0.0
 
 
 def step_times(
@@ -53,7 +56,7 @@ def step_times(
     if forward.dtype not in ceilings.matmul:
         known = ", ".join(ceilings.matmul)
         raise ValueError(f"dtype is {forward.dtype!r}; the device's products are known in {known}")
-    by_ops = _by_ops(config, forward, ceilings, backend)
+    by_ops = _by_ops(config, forward, ceilings.ops, backend)
     by_ceilings = _by_ceilings(config, forward, ceilings)
     roof, times = ceilings.roof(forward.dtype), {}
     for stage, cost in step_cost(config, forward).items():
@@ -62,9 +65,22 @@ def step_times(
             held = "link" if sent >= launches else "launches"
             times[stage] = StageTime(sent + launches, sent, held)
             continue
-        held = by_ops.get(stage) or by_ceilings[stage]
-        times[stage] = StageTime(sum(held.values()), roof.seconds(cost), max(held, key=held.get))
+        held, first = by_ops.get(stage) or (by_ceilings[stage], 0.0)
+        holder = max(held, key=held.get)
+        times[stage] = StageTime(sum(held.values()), roof.seconds(cost), holder, first)
     return times
+
+
+def whole(times: dict[str, StageTime]) -> StageTime:
+    """Of a step, whose stages run one after the other; held by what holds its longest stage.
+
+    What comes from memory first for one stage is there for the next: the longest `first` counts.
+    """
+    longest = max(times.values(), key=lambda stage: stage.seconds)
+    firsts = [stage.first for stage in times.values()]
+    seconds = sum(stage.seconds for stage in times.values()) - sum(firsts) + max(firsts)
+    floor = sum(stage.floor for stage in times.values())
+    return StageTime(seconds, floor, longest.held_by, max(firsts))
 
 
 # The dtype of activations that the bench measures rates in.
@@ -87,23 +103,26 @@ def _by_ceilings(config: ModelConfig, forward: Forward, ceilings: Ceilings) -> d
 
 
 def _by_ops(
-    config: ModelConfig, forward: Forward, ceilings: Ceilings, backend: str
-) -> dict[str, Held]:
-    """Of the stages whose every op was measured, in the forward's dtype."""
-    found: dict[str, Held] = {}
+    config: ModelConfig, forward: Forward, ops: dict[str, OpRate], backend: str
+) -> dict[str, tuple[Held, float]]:
+    """Of the stages whose every op was measured, in the forward's dtype, and what of it they take
+    where they come first.
+    """
+    found: dict[str, tuple[Held, float]] = {}
     if forward.dtype != RATES_OF[backend]:
         return found
     for stage, works in step_work(config, forward, backend).items():
-        if not all(work.op in ceilings.ops for work in works):
+        if not all(work.op in ops for work in works):
             continue
-        held = {"launches": 0.0}
+        first = max(ops[work.op].first for work in works)
+        held = {"launches": first}
         for work in works:
-            rate = ceilings.ops[work.op]
+            rate = ops[work.op]
             held["launches"] += work.calls * rate.overhead
             streams = rate.seconds(work.bytes, 0.0, backend)
             multiplies = rate.seconds(0.0, work.flops, backend)
             holder = "memory" if streams >= multiplies else "compute"
             seconds = work.calls * rate.seconds(work.bytes, work.flops, backend)
             held[holder] = held.get(holder, 0.0) + seconds
-        found[stage] = held
+        found[stage] = held, first
     return found

@@ -39,6 +39,8 @@ LINEAR_ROWS, TILE_ROWS, TILE_KEYS, HEAD_LOGITS = 32, 16, 64, 2**25
 # the second product.
 _SCORE_PASSES = 1 + 2 * 3 + 3
 _LEAST_SCORES = 2**13
+# What rotates and writes to the cache, as causal forwards do.
+WRITING = "rope_kv_write cached"
 # What torch's attention takes beside the first request of a call.
 FURTHER, GROUP = "request", "group"
 
@@ -104,7 +106,12 @@ def step_work(config: ModelConfig, forward: Forward, backend: str) -> dict[str, 
         EMBEDDING: [
             Work("lookup", 1, 2.0 * itemsize * rows * hidden, 0.0),
             Work("residual_norm", 2 * layers + 1, 4.0 * itemsize * rows * hidden, 0.0),
-            Work("rope_kv_write", layers, 2.0 * itemsize * rows * width, 0.0),
+            Work(
+                WRITING if forward.causal else "rope_kv_write",
+                layers,
+                2.0 * itemsize * rows * width,
+                0.0,
+            ),
         ],
         PROJECTIONS: [
             linear_work(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dlm_bench import op_rates
-from dlm_bench.op_rates import IN_A_ROW, LOOKUP_MODEL, SIZES, Sizes
+from dlm_bench.op_rates import IN_A_ROW, LOOKUP_MODEL, MANY, SIZES, Sizes
 from dlm_bench.plan import GRID_MODEL, HOST_MODEL, Planned, gpu_plan, host_plan, small_plan
 from dlm_bench.timing import Stopwatch
 from dlm_core import PRESETS
@@ -61,10 +61,12 @@ def test_every_op_of_every_forward_is_measured(sizes) -> None:
 
 
 def test_calls_in_a_row_are_shared_out(sizes) -> None:
-    """A clock that always says 6 ms: a layer's op takes 1 ms a call, one that comes once all 6."""
+    """A clock that always says 6 ms: few calls of a layer's op take as long as many, and what comes
+    once takes all 6.
+    """
     found = measured(lambda: 6e-3, kinds=())
     for name in ("residual_norm", "rope_kv_write", "linear", "gated_silu", "block_attention"):
-        assert found[name].overhead == pytest.approx(6e-3 / IN_A_ROW)
+        assert found[name].overhead == pytest.approx(6e-3 / MANY)
     # More requests take no longer by this clock, so each takes next to nothing.
     assert found["block_attention request"].overhead == op_rates.LEAST_SECONDS
     for name in ("lookup", "confidence", "remask_scatter"):
@@ -72,7 +74,9 @@ def test_calls_in_a_row_are_shared_out(sizes) -> None:
 
 
 def test_rates_are_work_over_the_time_beyond_an_idle_call(sizes) -> None:
-    """Each later call says a second more, so a second call has a second more than the first."""
+    """Each later call says a second more: idle few, idle many, with work. So work takes two seconds
+    more than a few idle calls, where there are many, and one where an op comes once.
+    """
     found = measured(ticking(), kinds=())
     rows, (query_heads, kv_heads, head_dim) = SMALL.rows, SMALL.heads
     in_a_row = {  # float32 rows that are read and written
@@ -86,14 +90,15 @@ def test_rates_are_work_over_the_time_beyond_an_idle_call(sizes) -> None:
         "remask_scatter": 128 * 64**2,  # pairs of places in a block
     }
     for name, amount in in_a_row.items():
-        assert found[name].bandwidth == pytest.approx(amount * IN_A_ROW), name
+        assert found[name].bandwidth == pytest.approx(amount * IN_A_ROW / 2), name
+        assert found[name].overhead == pytest.approx(1 / (MANY - IN_A_ROW))
     for name, amount in once.items():
         assert found[name].bandwidth == pytest.approx(amount), name
     assert all(found[name].flops is None for name in in_a_row | once)
-    # Idle, 4 rows and 64: the products of 32 and of 64 rows take 1 and 2 ticks more.
+    # Idle, 4 rows and 64: the products of 32 and of 64 rows take 2 and 3 ticks more.
     product = 2 * 32 * SMALL.features**2
     assert found["linear"].flops == pytest.approx(product / (1 / IN_A_ROW))
-    assert found["linear"].bandwidth is None
+    assert found["linear"].bandwidth == pytest.approx(4 * SMALL.features**2 / (1 / IN_A_ROW))
 
 
 PLANS = {

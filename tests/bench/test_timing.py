@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from dlm_bench import timing
-from dlm_bench.timing import LONG, LONG_RUNS, MAX_RUNS, MIN_RUNS, Stopwatch, summary
-from dlm_roofline.records import Timing
+from dlm_bench.timing import LONG, LONG_RUNS, MAX_RUNS, MIN_RUNS, Stopwatch, Surroundings, summary
 
 CPU = torch.device("cpu")
 
@@ -71,34 +70,83 @@ def test_a_slow_first_run_neither_counts_nor_decides(stopwatch: Stopwatch) -> No
 def test_the_pace_of_the_runs_is_that_of_the_yardstick_beside_them() -> None:
     """On a host 1.2 times as slow as at first, what takes 24 ms would have taken 20."""
     watch = Stopwatch(CPU, budget=0.05)
-    watch._first_pace = 0.01
+    watch._usual = Surroundings(0.01, 0.01)
     watch._yardstick = lambda: time.sleep(0.012)
     found = watch.time(lambda: time.sleep(0.024))
     assert found.pace == pytest.approx(1.2, rel=0.15)
     assert found.paced == pytest.approx(found.median / found.pace)
 
 
-@pytest.mark.parametrize(
-    ("paces", "kept"),
-    [((1.3,), 1.3), ((1.6, 1.1), 1.1), ((1.6, 1.9, 1.7), 1.6)],
-    ids=["calm", "the second is calm", "never calm, the first was calmest"],
+USUAL, APART, ON_ONE = (
+    Surroundings(3e-3, 4e-3),
+    Surroundings(3.6e-3, 2.5e-3),
+    Surroundings(7e-3, 4e-3),
 )
-def test_what_met_a_slow_host_is_timed_again_and_the_calmer_try_counts(
-    monkeypatch: pytest.MonkeyPatch, paces: tuple[float, ...], kept: float
-) -> None:
-    monkeypatch.setattr(timing, "PAUSE", 0.0)
+
+
+class Host:
+    """A host on which a run takes 300 ms, and longer unless all is as usual before it."""
+
+    def __init__(self, met: list[Surroundings]) -> None:
+        self.met, self.now, self.runs = iter(met), USUAL, 0
+
+    def look(self) -> Surroundings:
+        self.now = next(self.met)
+        return self.now
+
+    def run(self, fn, device, *, runs: int, before=lambda: None) -> list[float]:
+        self.runs += runs
+        return [0.3 if self.now == USUAL else 0.5] * runs
+
+
+def stopwatch_of(host: Host, monkeypatch: pytest.MonkeyPatch, patience: float) -> Stopwatch:
     watch = Stopwatch(CPU, budget=0.01)
-    once, left, now = watch._once, list(paces), []
+    watch._usual, watch._patience = USUAL, patience
+    monkeypatch.setattr(watch, "_surroundings", host.look)
+    monkeypatch.setattr(timing, "run_seconds", host.run)
+    monkeypatch.setattr(timing, "PAUSE", 0.0)
+    return watch
 
-    def a_try(*args: object, **options: object) -> Timing:
-        now.append(left.pop(0))
-        return once(*args, **options)
 
-    monkeypatch.setattr(watch, "_once", a_try)
-    monkeypatch.setattr(watch, "_yardstick_seconds", lambda: now[-1] * watch._first_pace)
+@pytest.mark.parametrize(
+    ("met", "runs"),
+    [
+        ([USUAL] * 4, 3),
+        # It waits until the cores are together, and takes turns with nobody.
+        ([APART, APART, ON_ONE, USUAL, USUAL, USUAL, USUAL], 3),
+        # They come apart within the second run, which is made again.
+        ([USUAL, USUAL, APART, USUAL, USUAL, USUAL], 4),
+    ],
+    ids=["steady", "late", "once more"],
+)
+def test_runs_count_that_met_what_was_usual(
+    met: list[Surroundings], runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(met)
+    watch = stopwatch_of(host, monkeypatch, patience=60.0)
     found = watch.time(lambda: None)
-    assert found.pace == pytest.approx(kept)
-    assert left == []
+    assert (found.low, found.high, found.runs) == (0.3, 0.3, LONG_RUNS)
+    assert found.steady and found.pace == pytest.approx(1.0)
+    assert host.runs == 1 + runs  # the first warms up
+    assert list(host.met) == []
+    assert (watch._patience < 60.0) == (len(met) > 4)
+
+
+def test_without_patience_every_run_counts_and_the_timing_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host = Host([APART] * 4)
+    found = stopwatch_of(host, monkeypatch, patience=0.0).time(lambda: None)
+    assert found.median == 0.5 and found.runs == LONG_RUNS and found.steady is False
+    assert found.pace == pytest.approx(1.2)
+
+
+def test_what_is_usual_is_what_most_looks_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Stopwatch(CPU, budget=0.01)
+    monkeypatch.setattr(timing, "YARDSTICK_RUNS", 10)
+    for met in ([APART] * 3 + [USUAL] * 5 + [ON_ONE] * 2, [APART] * 6 + [USUAL] * 4):
+        monkeypatch.setattr(watch, "_surroundings", iter(met).__next__)
+        assert watch._the_rule() == max(met, key=met.count)
 
 
 def test_without_a_pace_the_median_counts() -> None:

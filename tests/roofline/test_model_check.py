@@ -6,11 +6,11 @@ import pytest
 
 from dlm_core import PRESETS
 from dlm_roofline.forward import DENOISE, Forward
-from dlm_roofline.model_check import error_rows, model_check, outlier_lines, summary, whole
+from dlm_roofline.model_check import error_rows, model_check, outlier_lines, summary
 from dlm_roofline.op_rates import OpRate
 from dlm_roofline.records import Record
 from dlm_roofline.step_cost import ATTENTION, HEAD, PROJECTIONS
-from dlm_roofline.step_time import step_times
+from dlm_roofline.step_time import step_times, whole
 
 
 def exact(record: Record, times: float = 1.0) -> Record:

@@ -8,7 +8,7 @@ from dlm_core import PRESETS
 from dlm_kernels import torch_backend
 from dlm_roofline import step_work
 from dlm_roofline.forward import DECODE, DENOISE, DRAFT, KINDS, QUADRATIC, Forward
-from dlm_roofline.op_rates import OpRate, Timed, middle, op_rate
+from dlm_roofline.op_rates import Idle, OpRate, Timed, idle_of, middle, op_rate
 from dlm_roofline.step_cost import (
     ALL_REDUCE,
     ATTENTION,
@@ -28,7 +28,8 @@ def test_a_host_op_whose_times_add_up_is_found_again(bandwidth, flops, overhead)
         return Timed(n_bytes, work, overhead + n_bytes / bandwidth + work / flops)
 
     # Calls whose bytes and FLOPs take about as long as each other, so that neither is lost.
-    found = op_rate("torch", overhead, timed(bandwidth, 0.1 * flops), timed(bandwidth, 3 * flops))
+    idle, calls = Idle(0.0, overhead), (timed(bandwidth, 0.1 * flops), timed(bandwidth, 3 * flops))
+    found = op_rate("torch", idle, *calls)
     assert found.overhead == overhead
     assert found.bandwidth == pytest.approx(bandwidth, rel=1e-6)
     assert found.flops == pytest.approx(flops, rel=1e-6)
@@ -37,7 +38,7 @@ def test_a_host_op_whose_times_add_up_is_found_again(bandwidth, flops, overhead)
 
 
 def test_on_triton_the_slower_of_bytes_and_flops_counts() -> None:
-    found = op_rate("triton", 1.0, Timed(10.0, 1.0, 3.0), Timed(10.0, 400.0, 9.0))
+    found = op_rate("triton", Idle(0.0, 1.0), Timed(10.0, 1.0, 3.0), Timed(10.0, 400.0, 9.0))
     assert found == OpRate(1.0, bandwidth=5.0, flops=50.0)
     assert found.seconds(10.0, 50.0, "triton") == 2.0
     assert found.seconds(10.0, 200.0, "triton") == 4.0
@@ -55,16 +56,40 @@ def test_on_triton_the_slower_of_bytes_and_flops_counts() -> None:
     ids=["no FLOPs", "no bytes"],
 )
 def test_noise_gives_no_negative_rate(streaming, multiplying, expected) -> None:
-    assert op_rate("torch", 1.0, Timed(*streaming), Timed(*multiplying)) == expected
+    calls = Timed(*streaming), Timed(*multiplying)
+    assert op_rate("torch", Idle(0.0, 1.0), *calls) == expected
 
 
 def test_a_call_no_slower_than_an_idle_one_has_no_rate() -> None:
-    assert op_rate("torch", 1.0, Timed(10.0, 0.0, 0.9)) == OpRate(1.0, None, None)
+    assert op_rate("torch", Idle(0.0, 1.0), Timed(10.0, 0.0, 0.9)) == OpRate(1.0, None, None)
+
+
+@given(first=st.floats(0, 1e-2), overhead=st.floats(1e-6, 1e-3))
+def test_what_the_first_call_takes_is_told_from_what_each_does(first, overhead) -> None:
+    found = idle_of(6, first + 6 * overhead, 30, first + 30 * overhead)
+    assert found.overhead == pytest.approx(overhead, rel=1e-6)
+    assert found.first == pytest.approx(first, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("few", "many"),
+    [(6.0, 5.0), (6.0, 6.0), (6.0, 36.0)],
+    ids=["many take less", "as long", "each takes longer than one of few"],
+)
+def test_noise_gives_no_negative_part(few, many) -> None:
+    found = idle_of(6, few, 30, many)
+    assert found.first == 0.0 and found.overhead == min(few / 6, many / 30) > 0
+
+
+def test_calls_with_work_are_told_from_idle_ones_in_as_many_a_row() -> None:
+    """4 calls of 1 s and 2 s once take 1.5 s each; those with work 3.5 s."""
+    found = op_rate("torch", Idle(2.0, 1.0), Timed(10.0, 0.0, 3.5), in_a_row=4)
+    assert found == OpRate(1.0, 5.0, None, first=2.0)
 
 
 def test_the_middle_of_several_is_each_fields_median() -> None:
-    rates = [OpRate(3.0, 10.0, None), OpRate(1.0, 30.0, None), OpRate(2.0, None, 5.0)]
-    assert middle(rates) == OpRate(2.0, 30.0, None)
+    rates = [OpRate(3.0, 10.0, None, 7.0), OpRate(1.0, 30.0, None), OpRate(2.0, None, 5.0, 4.0)]
+    assert middle(rates) == OpRate(2.0, 30.0, None, 4.0)
     assert middle(rates[:1]) == rates[0]
 
 
@@ -73,6 +98,16 @@ def test_rates_are_above_zero(field) -> None:
     values = {"overhead": 1.0, "bandwidth": 1.0, "flops": 1.0, field: 0.0}
     with pytest.raises(ValueError, match=f"{field} is 0.0; it must be above 0"):
         OpRate(**values)
+    with pytest.raises(ValueError, match="first is -1.0; it must be at least 0"):
+        OpRate(1.0, 1.0, 1.0, first=-1.0)
+
+
+def test_causal_forwards_write_to_the_cache_as_they_rotate() -> None:
+    for kind, block in ((DECODE, 1), (DENOISE, 32), (QUADRATIC, 20)):
+        forward = Forward(kind, 1, block, 100, "float32")
+        works = step_work.step_work(PRESETS["tiny"], forward, "torch")[EMBEDDING]
+        (rotates,) = {work.op for work in works} - {"lookup", "residual_norm"}
+        assert rotates == ("rope_kv_write" if kind == DENOISE else step_work.WRITING)
 
 
 def test_the_torch_backends_tiles_are_those_that_are_counted() -> None:

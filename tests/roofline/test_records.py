@@ -121,9 +121,9 @@ LATENCY = {"best": 1e-6, "median": 2e-6, "runs": 5}
 # What the error says behind the file's name and a colon, from its beginning.
 DAMAGES = {
     # Not there, or not what it should be
-    "no schema": (_without("schema"), "schema is None; this version reads 3, which `dlm bench`"),
-    "schema 2": (_with(2, "schema"), "schema is 2; this version reads 3, which `dlm bench` makes"),
-    "schema 4": (_with(4, "schema"), "schema is 4; this version reads 3, which `dlm bench` makes"),
+    "no schema": (_without("schema"), "schema is None; this version reads 4, which `dlm bench`"),
+    "schema 3": (_with(3, "schema"), "schema is 3; this version reads 4, which `dlm bench` makes"),
+    "schema 5": (_with(5, "schema"), "schema is 5; this version reads 4, which `dlm bench` makes"),
     "no read": (_without("ceilings", "read"), "record.ceilings.read is missing"),
     "no exps": (_without("ceilings", "exps"), "record.ceilings.exps is missing"),
     "no low": (_without("rows", 3, "timing", "low"), "record.rows[3].timing.low is missing"),
@@ -259,6 +259,18 @@ DAMAGES = {
     "a GPU's pace": (
         _with(1.5, "rows", 7, "timing", "pace"),
         "record.rows[7].timing.pace is 1.5; it must be null on a device of kind 'cuda'",
+    ),
+    "a GPU that is steady": (
+        _with(True, "rows", 7, "timing", "steady"),
+        "record.rows[7].timing.steady is True; it must be null on a device of kind 'cuda'",
+    ),
+    "first": (
+        _with(
+            {"linear": {"overhead": 1e-6, "bandwidth": 1e12, "flops": None, "first": -1e-6}},
+            "ceilings",
+            "ops",
+        ),
+        "record.ceilings.ops.linear.first is -1e-06; it must be at least 0",
     ),
     "a GPU's pace of a peer": (
         _with(1.5, "rows", 5, "peers", 0, "timing", "pace"),

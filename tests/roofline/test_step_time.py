@@ -17,7 +17,7 @@ from dlm_roofline.step_cost import (
     REMASK,
     step_cost,
 )
-from dlm_roofline.step_time import StageTime, step_times
+from dlm_roofline.step_time import StageTime, step_times, whole
 
 TINY, EIGHT = PRESETS["tiny"], PRESETS["8b"]
 STEP = Forward(DENOISE, 1, 32, 64, "float32")
@@ -168,6 +168,19 @@ def test_what_holds_a_stage_of_known_rates() -> None:
     assert of_projections(slow_products).held_by == "compute"
     slow_calls = {name: replace(rate, overhead=1.0) for name, rate in RATES.items()}
     assert of_projections(slow_calls).held_by == "launches"
+
+
+def test_what_is_cold_first_counts_once() -> None:
+    """The longest of a stage's ops, and of a step's stages."""
+    cold = {"linear": replace(RATES["linear"], first=3e-3)}
+    cold["gated_silu"] = replace(RATES["gated_silu"], first=2e-3)
+    warm, stage = of_projections(RATES), of_projections(cold)
+    assert (stage.first, warm.first) == (3e-3, 0.0)
+    assert stage.seconds == pytest.approx(warm.seconds + 3e-3)
+    other = StageTime(1.0, 0.5, "compute", first=1e-3)
+    step = whole({"one": stage, "other": other})
+    assert step.seconds == pytest.approx(warm.seconds + 3e-3 + (1.0 - 1e-3))
+    assert (step.first, step.floor, step.held_by) == (3e-3, stage.floor + 0.5, "compute")
 
 
 def test_rates_count_where_every_op_of_a_stage_has_one_in_its_dtype() -> None:

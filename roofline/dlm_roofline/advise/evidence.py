@@ -19,10 +19,9 @@ import numpy as np
 from dlm_core.config import ModelConfig
 
 from ..forward import KINDS, WEIGHTS, Forward
-from ..model_check import whole
 from ..records import Record
 from ..step_cost import forward_weight_bytes, itemsize_of
-from ..step_time import StageTime, step_times
+from ..step_time import StageTime, step_times, whole
 from .machine import Machine
 
 # How sure a time is, the surest first.

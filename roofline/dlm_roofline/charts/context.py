@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from ..forward import DECODE, DENOISE, STEP_NAMES
 from ..points import Subject, commonest, subject_of
 from ..records import Record, Row
-from ..step_time import step_times
+from ..step_time import step_times, whole
 from ..text import three_digits
 from .axes import dress, label_logarithm
 from .chart import Chart, Rows
@@ -126,7 +126,7 @@ def _predicted(subject: Subject, row: Row) -> float:
     record = subject.record
     config = record.models[subject.model]
     stages = step_times(config, row.forward, record.ceilings, record.backend)
-    return sum(stage.seconds for stage in stages.values())
+    return whole(stages).seconds
 
 
 def _fit(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from ..acceptance import (
 )
 from ..points import Subject, commonest, subject_of
 from ..records import Record
-from ..step_time import step_times
+from ..step_time import step_times, whole
 from ..text import percent, three_digits
 from .axes import dress, label_logarithm
 from .chart import Chart, Rows
@@ -139,7 +139,7 @@ def _cycle(subject: Subject, setting: Setting, batch: int, context: int) -> _Cyc
             seconds += timed[forward]
             continue
         stages = step_times(config, forward, subject.record.ceilings, subject.record.backend)
-        seconds += sum(stage.seconds for stage in stages.values())
+        seconds += whole(stages).seconds
     n_timed = sum(forward in timed for forward in forwards)
     how = {0: "predicted", len(forwards): "measured"}.get(n_timed, "partly measured")
     return _Cycle(setting, batch, seconds, how)
