@@ -1,8 +1,8 @@
 """Measures what our ops reach at shapes of no model; predictions of whole forwards rest on it.
 
 Each op is called for next to nothing, for a call that streams and, if it multiplies, for one that
-multiplies most; layers' ops several times in a row over data of their own, as layers call them, and
-for next to nothing many times, which tells what their first call takes beyond the others.
+multiplies most; layers' ops several times in a row over data of their own, as layers call them. For
+next to nothing it is also called many times, which tells what its first call takes beyond others.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,8 @@ from dlm_roofline.step_work import FURTHER, GROUP, WRITING, attention_work, line
 from .cases import restore
 from .steps import name_of
 
-IN_A_ROW, MANY = 6, 30  # calls of an op that layers have
+IN_A_ROW = 6  # calls of an op that layers have
+MANY = 30  # calls of any
 FURTHER_REQUESTS = 2
 LEAST_SECONDS = 1e-7  # of a difference of two timings, which noise can turn round
 
@@ -130,11 +131,11 @@ class _OpBench:
 
         return self.clock(run, **options).paced / times
 
-    def _idle(self, call: Callable[[int], object]) -> Idle:
-        """Of a layer's op, by calls of next to no work over the data of IN_A_ROW."""
-        few = self._seconds(call)
-        many = self._seconds(lambda i: call(i % IN_A_ROW), MANY)
-        return idle_of(IN_A_ROW, IN_A_ROW * few, MANY, MANY * many)
+    def _idle(self, call: Callable[[int], object], times: int = IN_A_ROW, **options) -> Idle:
+        """By calls of next to no work, which have data for so many."""
+        few = self._seconds(call, times, **options)
+        many = self._seconds(lambda i: call(i % times), MANY, **options)
+        return idle_of(times, times * few, MANY, MANY * many)
 
     def _by_element(
         self, call_of: Callable[[int], Callable[[int], object]], n_bytes: Callable[[int], float]
@@ -154,10 +155,9 @@ class _OpBench:
             positions = torch.arange(rows, device=self.device)[None]
             return lambda i: (model.encoder.embed_tokens(tokens), model.rotary(positions))
 
-        rows = self.sizes.rows
-        idle, streaming = (self._seconds(call(n), times=1) for n in (1, rows))
-        work = Timed(2.0 * size * rows * hidden, 0.0, streaming)
-        return op_rate(self.backend, Idle(0.0, idle), work)
+        idle, rows = self._idle(call(1), times=1), self.sizes.rows
+        streaming = Timed(2.0 * size * rows * hidden, 0.0, self._seconds(call(rows), times=1))
+        return op_rate(self.backend, idle, streaming)
 
     def residual_norm(self) -> OpRate:
         hidden = self.sizes.features
@@ -323,20 +323,21 @@ class _OpBench:
             work = linear_work("", 1, rows, float(weight.nbytes), weight.numel(), self.backend)
             return Timed(work.bytes, work.flops, seconds)
 
-        idle = Idle(0.0, timed(1, head[:512]).seconds)
+        x = self._randn(1, features)
+        idle = self._idle(lambda i: lm_head_confidence(x, head[:512]), times=1)
         streaming = timed(self.sizes.streaming_rows, head)
         return op_rate(self.backend, idle, streaming, timed(self.sizes.multiplying_rows // 2, head))
 
     def confidence(self) -> OpRate:
         rows, vocab = self.sizes.rows, self.sizes.vocab
         small, large = self._randn(1, 64), self._randn(rows, vocab)
-        idle, seconds = (
-            self._seconds(lambda i, x=x: confidence(x), times=1) for x in (small, large)
-        )
-        return op_rate(self.backend, Idle(0.0, idle), Timed(float(large.nbytes), 0.0, seconds))
+        idle = self._idle(lambda i: confidence(small), times=1)
+        seconds = self._seconds(lambda i: confidence(large), times=1)
+        return op_rate(self.backend, idle, Timed(float(large.nbytes), 0.0, seconds))
 
     def remask(self) -> OpRate:
-        def seconds(batch: int, block: int) -> float:
+        def prepared(batch: int, block: int) -> tuple[Callable[[int], None], Callable[[], None]]:
+            """A call, and what puts back its state."""
             tokens = torch.full((batch, block), 100, dtype=torch.int32, device=self.device)
             state = BlockState.start(tokens, 100)
             start = [each.clone() for each in state]
@@ -347,12 +348,14 @@ class _OpBench:
             def call(i: int) -> None:
                 remask_scatter(state, candidate, surety, rule, mask_id=100, eos_id=11)
 
-            return self._seconds(call, times=1, reset=lambda: restore(state, start))
+            return call, lambda: restore(state, start)
 
         batch, block = 128, 64
-        pairs = float(batch * block**2)
-        idle = Idle(0.0, seconds(1, 4))
-        return op_rate(self.backend, idle, Timed(pairs, 0.0, seconds(batch, block)))
+        call, reset = prepared(1, 4)
+        idle = self._idle(call, times=1, reset=reset)
+        call, reset = prepared(batch, block)
+        seconds = self._seconds(call, times=1, reset=reset)
+        return op_rate(self.backend, idle, Timed(float(batch * block**2), 0.0, seconds))
 
     def _each(self, rows: int, width: int) -> list[Tensor]:
         return [self._randn(rows, width) for _ in range(IN_A_ROW)]

@@ -187,8 +187,8 @@ def _rates(record: Record) -> Table:
         for name, each in record.ceilings.ops.items()
     ]
     notes = [
-        "At shapes of no model; a call takes its overhead, and its bytes and FLOPs at these; the"
-        " longest first call of a step takes as much more."
+        "At shapes of no model; a call takes its overhead, and its bytes and FLOPs at these; from"
+        " cold caches an op's first call takes as much more, of which all ops share the least."
     ]
     header = ["op", "overhead us", "first call us", "GB/s", rate]
     return Table("Our ops' rates", header, rows, notes)

@@ -8,12 +8,12 @@ counts; a host does one after the other, so there they add up:
 
 Each is solved for from three calls: one of next to no work, one that streams, one that multiplies.
 From cold caches an op's first call takes longer, as its instructions come from memory: that and the
-overhead are told apart by few calls in a row and many. Most of those instructions are the same for
-any op, so of all that run after one another the longest first call counts once.
+overhead are told apart by few calls in a row and many. Part of those instructions are the same for
+any op, and are there for all that follow: see `shared_first`.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
@@ -47,6 +47,11 @@ class OpRate:
         streams = n_bytes / self.bandwidth if self.bandwidth else 0.0
         multiplies = flops / self.flops if self.flops else 0.0
         return max(streams, multiplies) if backend == "triton" else streams + multiplies
+
+
+def shared_first(ops: Mapping[str, OpRate]) -> float:
+    """What any op takes beyond its own where it is the first of all: the least that one did."""
+    return min((rate.first for rate in ops.values() if rate.first), default=0.0)
 
 
 class Idle(NamedTuple):

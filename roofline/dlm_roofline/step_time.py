@@ -15,7 +15,7 @@ from dlm_core.config import ModelConfig
 
 from .ceilings import Ceilings
 from .forward import Forward
-from .op_rates import OpRate
+from .op_rates import OpRate, shared_first
 from .step_cost import ALL_REDUCE, step_cost, step_launches
 from .step_work import step_work
 
@@ -26,7 +26,7 @@ class StageTime:
 
     floor: what its compulsory cost allows.
     held_by: what takes most of it: "memory", "compute", "exponentials", "launches" or "link".
-    first: of the seconds those that it takes only where it comes first; see `OpRate`.
+    first: of the seconds those that it takes only where it comes first; see `shared_first`.
     """
 
     seconds: float
@@ -74,7 +74,7 @@ def step_times(
 def whole(times: dict[str, StageTime]) -> StageTime:
     """Of a step, whose stages run one after the other; held by what holds its longest stage.
 
-    What comes from memory first for one stage is there for the next: the longest `first` counts.
+    What any stage takes where it comes first, `first`, is taken once.
     """
     longest = max(times.values(), key=lambda stage: stage.seconds)
     firsts = [stage.first for stage in times.values()]
@@ -111,11 +111,13 @@ def _by_ops(
     found: dict[str, tuple[Held, float]] = {}
     if forward.dtype != RATES_OF[backend]:
         return found
+    shared = shared_first(ops)
     for stage, works in step_work(config, forward, backend).items():
         if not all(work.op in ops for work in works):
             continue
-        first = max(ops[work.op].first for work in works)
-        held = {"launches": first}
+        cold = [ops[name].first for name in {work.op for work in works} if ops[name].first]
+        first = shared if cold else 0.0
+        held = {"launches": first + sum(each - shared for each in cold)}
         for work in works:
             rate = ops[work.op]
             held["launches"] += work.calls * rate.overhead

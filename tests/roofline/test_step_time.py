@@ -170,17 +170,17 @@ def test_what_holds_a_stage_of_known_rates() -> None:
     assert of_projections(slow_calls).held_by == "launches"
 
 
-def test_what_is_cold_first_counts_once() -> None:
-    """The longest of a stage's ops, and of a step's stages."""
+def test_what_all_ops_share_of_their_first_calls_counts_once() -> None:
+    """2 ms, by the least of them; of 3 ms 1 is the op's own."""
     cold = {"linear": replace(RATES["linear"], first=3e-3)}
     cold["gated_silu"] = replace(RATES["gated_silu"], first=2e-3)
     warm, stage = of_projections(RATES), of_projections(cold)
-    assert (stage.first, warm.first) == (3e-3, 0.0)
-    assert stage.seconds == pytest.approx(warm.seconds + 3e-3)
-    other = StageTime(1.0, 0.5, "compute", first=1e-3)
-    step = whole({"one": stage, "other": other})
-    assert step.seconds == pytest.approx(warm.seconds + 3e-3 + (1.0 - 1e-3))
-    assert (step.first, step.floor, step.held_by) == (3e-3, stage.floor + 0.5, "compute")
+    assert (stage.first, warm.first) == (2e-3, 0.0)
+    assert stage.seconds == pytest.approx(warm.seconds + 2e-3 + 1e-3)
+    other = StageTime(1.0, 0.5, "compute", first=2e-3)
+    step = whole({"one": stage, "other": other, "no op of ours": StageTime(0.1, 0.1, "memory")})
+    assert step.seconds == pytest.approx(warm.seconds + 3e-3 + (1.0 - 2e-3) + 0.1)
+    assert (step.first, step.floor, step.held_by) == (2e-3, stage.floor + 0.6, "compute")
 
 
 def test_rates_count_where_every_op_of_a_stage_has_one_in_its_dtype() -> None:
