@@ -43,7 +43,7 @@ from .tuning.run import BUDGET, tune
 
 # Seconds after which no further row is begun: of ops, so that steps get their share, and of all.
 OPS_UNTIL = {"cpu": 120, "cuda": 240}
-ALL_UNTIL = {"cpu": 420, "cuda": 500}
+ALL_UNTIL = {"cpu": 480, "cuda": 500}
 
 # Slowest floor of a case still worth starting: plain torch can take many times the roof's time.
 LONGEST_FLOOR = 0.25
@@ -53,7 +53,7 @@ SLOWER = 2.0
 
 # Seconds to spend on one timing of an op's rates; and in all on waiting for a host that is not as
 # it was when the run began.
-RATE_BUDGET, PATIENCE = 0.1, 120.0
+RATE_BUDGET, PATIENCE = 0.1, 180.0
 
 # Load a core before the run, of others' work, from which a host's times say little.
 BUSY = 0.5

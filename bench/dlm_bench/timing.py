@@ -6,12 +6,12 @@ lines to drain inside the timed run. On a GPU that read also keeps the device bu
 queues the run, so that the launches of a short op are not timed with it.
 
 A host's pace changes by the second where others share it. So between its runs a fixed product is
-timed, and a read. A virtual machine's cores move as well: at one moment they share a cache, at the
-next they lie on dies apart, each with a way to memory of its own but far from what the other wrote,
-or take turns on one. Apart, reads are faster, a product is slower, and what hands much from op to
-op is slower still, so that nothing puts such times at one pace. So a run counts whose product and
-read, before and after it, are about those that were the rule at first, and what is left of the
-product's change is the run's pace.
+timed, a read, and calls that do nothing much. A virtual machine's cores move as well: at one moment
+they share a cache, at the next they lie on dies apart, each with a way to memory of its own but far
+from what the other wrote, or take turns on one; and beside each another's work may come and go.
+Then reads are faster and products slower, or calls alone are slower, so that nothing puts such
+times at one pace. So a run counts if all three, before and after it, took about what was the rule
+at first, and what is left of the product's change is the run's pace.
 """
 
 import time
@@ -38,16 +38,20 @@ YARDSTICK = (32, 1024, 4)
 # Its runs at first; with patience so long apart that they see what is the rule.
 YARDSTICK_RUNS, PAUSE = 100, 0.05
 
-# How far a product and a read may be from those at first, as a factor, for a run to count; and how
-# much of its patience a stopwatch spends on one function, in seconds.
+# Additions of next to nothing whose time tells the pace of calls.
+CALLS = 60
+
+# How far product, read and calls may be from those at first, as a factor, for a run to count; and
+# how much of its patience a stopwatch spends on one function, in seconds.
 ALIKE, MOST_PATIENCE = 1.25, 5.0
 
 
 class Surroundings(NamedTuple):
-    """Seconds that the yardstick and then reading the buffer took between two runs."""
+    """Seconds that the yardstick, then reading the buffer, then CALLS took between two runs."""
 
     product: float
     read: float
+    calls: float
 
     def alike(self, other: "Surroundings") -> bool:
         return all(
@@ -79,6 +83,7 @@ class Stopwatch:
             x = torch.randn(rows, features)
             weights = [torch.randn(features, features) for _ in range(times)]
             self._yardstick = lambda: [x @ weight.T for weight in weights]
+            self._two = torch.ones(2)
             self._usual = self._the_rule()
 
     def time(
@@ -168,11 +173,14 @@ class Stopwatch:
         )
 
     def _surroundings(self) -> Surroundings:
-        """The yardstick's time from cold caches, and that of reading the buffer after it."""
+        """How the host is now; the yardstick's time is from cold caches."""
         self._flush.sum()
-        (product,) = run_seconds(self._yardstick, self.device, runs=1)
-        (read,) = run_seconds(self._flush.sum, self.device, runs=1)
-        return Surroundings(product, read)
+        looks = (self._yardstick, self._flush.sum, self._call_often)
+        return Surroundings(*(run_seconds(look, self.device, runs=1)[0] for look in looks))
+
+    def _call_often(self) -> None:
+        for _ in range(CALLS):
+            torch.add(self._two, self._two)
 
     def _the_rule(self) -> Surroundings:
         """The medians of those surroundings that most others are like."""

@@ -41,8 +41,8 @@ class Timing:
         launches then count only where they outlast the read that empties the caches.
     pace: of a host, which others may share: how many times as long as when the run began a fixed
         product took, timed beside each of these runs. None of a GPU.
-    steady: of a host: whether all of these runs met about the pace of products and of reads that
-        was the rule when the run began. None of a GPU.
+    steady: of a host: whether beside all of these runs products, reads and calls took about what
+        they did as a rule when the run began. None of a GPU.
     """
 
     median: float

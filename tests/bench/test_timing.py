@@ -70,18 +70,16 @@ def test_a_slow_first_run_neither_counts_nor_decides(stopwatch: Stopwatch) -> No
 def test_the_pace_of_the_runs_is_that_of_the_yardstick_beside_them() -> None:
     """On a host 1.2 times as slow as at first, what takes 24 ms would have taken 20."""
     watch = Stopwatch(CPU, budget=0.05)
-    watch._usual = Surroundings(0.01, 0.01)
+    watch._usual = Surroundings(0.01, 0.01, 1e-4)
     watch._yardstick = lambda: time.sleep(0.012)
     found = watch.time(lambda: time.sleep(0.024))
     assert found.pace == pytest.approx(1.2, rel=0.15)
     assert found.paced == pytest.approx(found.median / found.pace)
 
 
-USUAL, APART, ON_ONE = (
-    Surroundings(3e-3, 4e-3),
-    Surroundings(3.6e-3, 2.5e-3),
-    Surroundings(7e-3, 4e-3),
-)
+USUAL = Surroundings(3e-3, 4e-3, 8e-5)
+APART, ON_ONE = Surroundings(3.6e-3, 2.5e-3, 8e-5), Surroundings(7e-3, 4e-3, 8e-5)
+BESIDE_WORK = Surroundings(3e-3, 4e-3, 1.3e-4)
 
 
 class Host:
@@ -112,8 +110,8 @@ def stopwatch_of(host: Host, monkeypatch: pytest.MonkeyPatch, patience: float) -
     ("met", "runs"),
     [
         ([USUAL] * 4, 3),
-        # It waits until the cores are together, and takes turns with nobody.
-        ([APART, APART, ON_ONE, USUAL, USUAL, USUAL, USUAL], 3),
+        # It waits until the cores are together, each one's own, with nobody beside.
+        ([APART, BESIDE_WORK, ON_ONE, USUAL, USUAL, USUAL, USUAL], 3),
         # They come apart within the second run, which is made again.
         ([USUAL, USUAL, APART, USUAL, USUAL, USUAL], 4),
     ],
