@@ -31,8 +31,8 @@ def rewrite_readme(readme: Path, results: Path) -> None:
 def model_table(records: Iterable[Record]) -> str:
     """In Markdown, a line a device: how far the cost model is from what was measured."""
     lines = [
-        "| device | commit | that count | median error | worst | |",
-        "|---|---|---|---|---|---|",
+        "| device | commit | that count | not steady | median error | worst | |",
+        "|---|---|---|---|---|---|---|",
     ]
     outliers = []
     for record in records:
@@ -44,7 +44,13 @@ def model_table(records: Iterable[Record]) -> str:
             percent(check.worst),
             "holds" if check.holds else "missed",
         ]
-        cells = [record.device.name, record.commit[:7], str(len(check.counted)), *figures]
+        cells = [
+            record.device.name,
+            record.commit[:7],
+            str(len(check.counted)),
+            str(len(check.unsteady)),
+            *figures,
+        ]
         lines.append(f"| {' | '.join(cells)} |")
         outliers += [f"- {line}" for line in outlier_lines(check)]
     if outliers:

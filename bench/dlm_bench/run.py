@@ -53,7 +53,7 @@ SLOWER = 2.0
 
 # Seconds to spend on one timing of an op's rates; and in all on waiting for a host that is not as
 # it was when the run began.
-RATE_BUDGET, PATIENCE = 0.1, 180.0
+RATE_BUDGET, PATIENCE = 0.1, 240.0
 
 # Load a core before the run, of others' work, from which a host's times say little.
 BUSY = 0.5

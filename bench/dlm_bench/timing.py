@@ -43,7 +43,7 @@ CALLS = 60
 
 # How far product, read and calls may be from those at first, as a factor, for a run to count; and
 # how much of its patience a stopwatch spends on one function, in seconds.
-ALIKE, MOST_PATIENCE = 1.25, 5.0
+ALIKE, MOST_PATIENCE = 1.3, 5.0
 
 
 class Surroundings(NamedTuple):

@@ -1,8 +1,9 @@
 """The cost model against what was measured: each stage and step of a record beside its prediction.
 
-What counts are stages and steps of at least 50 us on a GPU and 1 ms on a host; below that a clock
-says as much of itself as of the work. Of those the median error is to be at most 15%, the worst
-35%; what lies outside comes with what the record shows of the cause.
+What counts are stages and steps of at least 50 us on a GPU and 1 ms on a host, below which a clock
+says as much of itself as of the work, and of a host those that were timed while it was as when the
+run began: no prediction is of another state of it. Of those the median error is to be at most 15%,
+the worst 35%; what lies outside comes with what the record shows of the cause.
 
 Others may share a host, so what it took is put at the pace at which the run began (see
 `Timing.paced`); the errors of the times as they were stand beside it.
@@ -56,10 +57,15 @@ class Outlier(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelCheck:
-    """All of a record. counted: those that are long enough to count, in the record's order."""
+    """All of a record.
+
+    counted: those that count, in the record's order. unsteady: those that would, had the host been
+        as when the run began; see `Timing.steady`.
+    """
 
     all: list[Checked]
     counted: list[Checked]
+    unsteady: list[Checked]
     outliers: list[Outlier]
 
     @property
@@ -90,11 +96,13 @@ def model_check(record: Record) -> ModelCheck:
         predicted = times[row.name] if row.kind == "stage" else whole(times)
         found.append(Checked(row, predicted))
     least = LEAST_SECONDS[record.device.kind]
-    counted = [each for each in found if each.row.timing.median >= least]
+    long = [each for each in found if each.row.timing.median >= least]
+    counted = [each for each in long if each.row.timing.steady is not False]
+    unsteady = [each for each in long if each.row.timing.steady is False]
     outliers = [
         Outlier(each, _why(record, each)) for each in counted if abs(each.error) > WORST_TARGET
     ]
-    return ModelCheck(found, counted, outliers)
+    return ModelCheck(found, counted, unsteady, outliers)
 
 
 def _why(record: Record, checked: Checked) -> str:
@@ -103,8 +111,6 @@ def _why(record: Record, checked: Checked) -> str:
     reasons = []
     if (spread := timing.high / timing.low - 1) > _SPREAD:
         reasons.append(f"the middle half of its runs is {spread:.0%} wide")
-    if timing.steady is False:
-        reasons.append("the host was not as when the run began")
     if timing.pace is not None and not 1 / _OFF_PACE < timing.pace < _OFF_PACE:
         reasons.append(f"the host took {timing.pace:.1f} times its first time for a fixed product")
     if row.kind == "step" and (stages := record.stages_of(row)):
@@ -144,11 +150,17 @@ def _same_work(record: Record, row: Row) -> float | None:
 def summary(check: ModelCheck) -> str:
     """How many count, and how far off they are, in a line."""
     if not check.counted:
-        return "nothing here is long enough to count"
+        return "nothing here is long and steady enough to count"
     said = (
         f"{len(check.counted)} that count: median error {percent(check.median)}"
         f" (target {MEDIAN_TARGET:.0%}), worst {percent(check.worst)} (target {WORST_TARGET:.0%})"
     )
+    if check.unsteady:
+        sizes = [abs(each.error) for each in check.unsteady]
+        said += (
+            f"; {len(sizes)} do not, as the host was not as when the run began:"
+            f" {percent(median(sizes))} and {percent(max(sizes))}"
+        )
     if any(each.row.timing.pace for each in check.counted):
         sizes = [abs(each.unpaced_error) for each in check.counted]
         said += f"; of times not put at one pace {percent(median(sizes))} and {percent(max(sizes))}"

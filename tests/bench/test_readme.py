@@ -68,8 +68,9 @@ def test_the_models_table_has_a_line_a_device(forwards: Record) -> None:
     lines = model_table([replace(forwards, rows=[]), forwards]).splitlines()
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
     assert cells[:3] == [forwards.device.name, forwards.commit[:7], str(len(check.counted))]
-    assert cells[3:5] == [percent(check.median), percent(check.worst)]
-    assert cells[5] == ("holds" if check.holds else "missed")
+    figures = [percent(check.median), percent(check.worst)]
+    assert cells[3:6] == [str(len(check.unsteady)), *figures]
+    assert cells[6] == ("holds" if check.holds else "missed")
     assert [line[2:] for line in lines if line.startswith("- ")] == outlier_lines(check)
 
 
