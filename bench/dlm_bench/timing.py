@@ -66,7 +66,8 @@ class Stopwatch:
     was made its yardstick took. Runs that met other surroundings than were the rule then are made
     again, as long as there is patience; without it they count, and the timing is not steady.
 
-    patience: seconds in all to spend on such runs, and on waiting for the host to be as it was.
+    patience: seconds in all to spend on such runs, and on waiting for the host to be as it was;
+        `waited` says how many it spent.
     budget: seconds to spend on the runs of one function, and on emptying the caches ahead of each;
         at least MIN_RUNS are made, of a long one LONG_RUNS, and at most MAX_RUNS.
     """
@@ -74,7 +75,7 @@ class Stopwatch:
     def __init__(self, device: torch.device, *, budget: float, patience: float = 0.0) -> None:
         self.device = device
         self.budget = budget
-        self._patience = patience
+        self.waited, self._patience = 0.0, patience
         self._flush = torch.ones(FLUSH_BYTES[device.type] // 4, device=device)
         self._flush_seconds = min(run_seconds(self._flush.sum, device, runs=3))
         self._yardstick: Callable[[], object] | None = None
@@ -163,6 +164,7 @@ class Stopwatch:
             if len(steady) >= wanted or (patience <= 0 and len(steady + others) >= wanted):
                 break
         self._patience -= at_first - patience
+        self.waited += at_first - patience
         is_steady = len(steady) >= min(wanted, LONG_RUNS)
         counted = steady if is_steady else steady + others
         return summary(
