@@ -582,6 +582,16 @@ def test_a_withheld_cell_is_not_seen(grid_record: Record) -> None:
         assert rate == pytest.approx(tokens_per_cycle(advice.setting) / seconds)
 
 
+def test_what_met_another_state_of_the_host_is_no_evidence(grid_record: Record) -> None:
+    known = measured_in([grid_record])
+    rows = [
+        replace(row, timing=replace(row.timing, steady=row.forward != known[0].forward))
+        for row in grid_record.rows
+    ]
+    left = measured_in([replace(grid_record, rows=rows)])
+    assert [each.forward for each in left] == [each.forward for each in known[1:]]
+
+
 def committed() -> list[Path]:
     return [
         path

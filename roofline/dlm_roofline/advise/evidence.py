@@ -67,11 +67,13 @@ class Estimate:
 
 
 def measured_in(records: Sequence[Record]) -> list[Measured]:
-    """The whole forwards that records of one device hold, in their order."""
+    """The whole forwards that records of one device hold, in their order, without those that met
+    another state of a host.
+    """
     found = []
     for record in records:
         for row in record.rows:
-            if row.kind == "step":
+            if row.kind == "step" and row.timing.steady is not False:
                 config = record.models[row.model]
                 stages = step_times(config, row.forward, record.ceilings, record.backend)
                 times = (row.timing.median, row.timing.paced, whole(stages).seconds)

@@ -31,12 +31,12 @@ def model_chart(record: Record) -> Chart | None:
     if not check.all:
         return None
     figure = Figure(figsize=(10, 8.5))
-    axes = figure.add_axes((0.10, 0.10, 0.86, 0.72))
+    axes = figure.add_axes((0.10, 0.10, 0.86, 0.70))
     write_title(
         figure, record, _TITLE, ", ".join(dict.fromkeys(each.row.model for each in check.all))
     )
     said = summary(check).replace("; ", "\n")
-    figure.text(0.10, 0.83, said, fontsize=FONT_SIZE, fontweight="bold", va="bottom")
+    figure.text(0.10, 0.81, said, fontsize=FONT_SIZE, fontweight="bold", va="bottom")
 
     times = [each.row.timing.paced for each in check.all]
     times += [each.predicted.seconds for each in check.all]
