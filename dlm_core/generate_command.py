@@ -245,6 +245,7 @@ def _live_blocks(
     if arguments.mode not in _DENOISING or arguments.json or not sys.stdout.isatty():
         yield lambda event: None
         return
+    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
@@ -260,7 +261,8 @@ def _live_blocks(
         blocks[event.block] = cells
         live.update(Text("\n").join(blocks.values()), refresh=True)
 
-    with Live(auto_refresh=False) as live:
+    # A console of its own: in one that shows something live already it would stay hidden.
+    with Live(console=Console(file=sys.stdout), auto_refresh=False) as live:
         yield on_step
 
 

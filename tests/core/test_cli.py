@@ -138,10 +138,14 @@ def test_terminal_shows_the_block_filling(
     golden: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("rich", reason="the live view is drawn with rich")
+    from rich.progress import Progress
+
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")  # one that can draw over itself
-    cli.main(["generate", str(golden / "tiny-a"), "--tokens", "13 17 21", "--max-new-tokens", "8"])
-    shown = capsys.readouterr().out
+    arguments = ["--tokens", "13 17 21", "--max-new-tokens", "8"]
+    with Progress(auto_refresh=False):  # of somebody else
+        cli.main(["generate", str(golden / "tiny-a"), *arguments])
+        shown = capsys.readouterr().out
     assert "·" in shown
     assert closing_line(shown)["tokens"]
 

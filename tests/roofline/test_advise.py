@@ -583,12 +583,13 @@ def test_a_withheld_cell_is_not_seen(grid_record: Record) -> None:
 
 
 def test_what_met_another_state_of_the_host_is_no_evidence(grid_record: Record) -> None:
-    known = measured_in([grid_record])
+    host = on_host(grid_record, lambda forward: 1.0)
+    known = measured_in([host])
     rows = [
         replace(row, timing=replace(row.timing, steady=row.forward != known[0].forward))
-        for row in grid_record.rows
+        for row in host.rows
     ]
-    left = measured_in([replace(grid_record, rows=rows)])
+    left = measured_in([replace(host, rows=rows)])
     assert [each.forward for each in left] == [each.forward for each in known[1:]]
 
 
