@@ -261,7 +261,7 @@ def _live_blocks(
         blocks[event.block] = cells
         live.update(Text("\n").join(blocks.values()), refresh=True)
 
-    # A console of its own: in one that shows something live already it would stay hidden.
+    # A console of its own: a shared one may have been made where nobody sees it.
     with Live(console=Console(file=sys.stdout), auto_refresh=False) as live:
         yield on_step
 
