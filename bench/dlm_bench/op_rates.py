@@ -268,14 +268,7 @@ class _OpBench:
         seconds = (several.seconds - one.seconds) / FURTHER_REQUESTS
         return Timed(one.bytes, one.flops, max(seconds, LEAST_SECONDS))
 
-    def _attention(
-        self,
-        batch: int,
-        rows: int,
-        context: int,
-        wider: int,
-        float8: bool,
-    ) -> Timed:
+    def _attention(self, batch: int, rows: int, context: int, wider: int, float8: bool) -> Timed:
         """A call; on torch the bytes and FLOPs are those of one request."""
         query_heads, kv_heads, head_dim = self.sizes.heads
         config = replace(

@@ -1,9 +1,8 @@
 """The cost model against what was measured: each stage and step of a record beside its prediction.
 
-What counts are stages and steps of at least 50 us on a GPU and 1 ms on a host, below which a clock
-says as much of itself as of the work, and of a host those that were timed while it was as when the
-run began: no prediction is of another state of it. Of those the median error is to be at most 15%,
-the worst 35%; what lies outside comes with what the record shows of the cause.
+What counts are stages and steps of at least 50 us on a GPU and 1 ms on a host; below that a clock
+says as much of itself as of the work. Of those the median error is to be at most 15%, the worst
+35%; what lies outside comes with what the record shows of the cause.
 
 Others may share a host, so what it took is put at the pace at which the run began (see
 `Timing.paced`); the errors of the times as they were stand beside it.
@@ -59,8 +58,8 @@ class Outlier(NamedTuple):
 class ModelCheck:
     """All of a record.
 
-    counted: those that count, in the record's order. unsteady: those that would, had the host been
-        as when the run began; see `Timing.steady`.
+    counted: those that are long enough to count, in the record's order. unsteady: those of them
+        that met a host which was not as when the run began; see `Timing.steady`.
     """
 
     all: list[Checked]
@@ -96,9 +95,8 @@ def model_check(record: Record) -> ModelCheck:
         predicted = times[row.name] if row.kind == "stage" else whole(times)
         found.append(Checked(row, predicted))
     least = LEAST_SECONDS[record.device.kind]
-    long = [each for each in found if each.row.timing.median >= least]
-    counted = [each for each in long if each.row.timing.steady is not False]
-    unsteady = [each for each in long if each.row.timing.steady is False]
+    counted = [each for each in found if each.row.timing.median >= least]
+    unsteady = [each for each in counted if each.row.timing.steady is False]
     outliers = [
         Outlier(each, _why(record, each)) for each in counted if abs(each.error) > WORST_TARGET
     ]
@@ -111,6 +109,8 @@ def _why(record: Record, checked: Checked) -> str:
     reasons = []
     if (spread := timing.high / timing.low - 1) > _SPREAD:
         reasons.append(f"the middle half of its runs is {spread:.0%} wide")
+    if timing.steady is False:
+        reasons.append("the host was not as when the run began")
     if timing.pace is not None and not 1 / _OFF_PACE < timing.pace < _OFF_PACE:
         reasons.append(f"the host took {timing.pace:.1f} times its first time for a fixed product")
     if row.kind == "step" and (stages := record.stages_of(row)):
@@ -150,7 +150,7 @@ def _same_work(record: Record, row: Row) -> float | None:
 def summary(check: ModelCheck) -> str:
     """How many count, and how far off they are, in a line."""
     if not check.counted:
-        return "nothing here is long and steady enough to count"
+        return "nothing here is long enough to count"
     said = (
         f"{len(check.counted)} that count: median error {percent(check.median)}"
         f" (target {MEDIAN_TARGET:.0%}), worst {percent(check.worst)} (target {WORST_TARGET:.0%})"
@@ -158,7 +158,7 @@ def summary(check: ModelCheck) -> str:
     if check.unsteady:
         sizes = [abs(each.error) for each in check.unsteady]
         said += (
-            f"; {len(sizes)} do not, as the host was not as when the run began:"
+            f"; of the {len(sizes)} beside which the host was not as when the run began"
             f" {percent(median(sizes))} and {percent(max(sizes))}"
         )
     if any(each.row.timing.pace for each in check.counted):

@@ -127,7 +127,7 @@ def _print_errors(record: Record, path: Path) -> None:
         column.justify = "right"
     for cells in error_rows(check):
         table.add_row(*cells)
-    console.print(f"{path}: predicted / measured - 1, of stages and steps that count")
+    console.print(f"{path}: predicted / measured - 1, of stages and steps long enough to count")
     console.print(table)
     for line in outlier_lines(check):
         console.print(f"  {line}")

@@ -70,8 +70,8 @@ def model_chart(record: Record) -> Chart | None:
     _draw_legend(axes, check)
     about = (
         "How far can the predictions be trusted? On the line they are exact, within the dark band"
-        f" {MEDIAN_TARGET:.0%} off and within the light one {WORST_TARGET:.0%}; hollow marks do"
-        " not count: too short, or the host was not as when the run began."
+        f" {MEDIAN_TARGET:.0%} off and within the light one {WORST_TARGET:.0%}; hollow marks are"
+        " too short to count."
     )
     return Chart(NAME, _TITLE, about, figure, _HEADER, rows.cells)
 
