@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import shlex
 import sys
@@ -52,8 +53,8 @@ LONGEST_FLOOR = 0.25
 # How many times its floor a forward is taken to need, until one of its kind has been measured.
 SLOWER = 2.0
 
-# Seconds to spend on one timing of an op's rates; and in all on waiting for a host that is not as
-# it was when the run began.
+# Seconds to spend on one timing of an op's rates; and in all, unless told otherwise, on waiting for
+# a host that is not as it was when the run began.
 RATE_BUDGET, PATIENCE = 0.1, 240.0
 
 # Load a core before the run, of others' work, from which a host's times say little.
@@ -80,12 +81,12 @@ class Bench:
         subjects: list[Subject],
         *,
         quick: bool,
+        patience: float,
         progress: Progress,
     ) -> None:
         self.record, self.out, self.device = record, out, device
         self.cases = op_cases(device.type, quick=quick)
-        budget, patience = (0.05, 0.0) if quick else (0.5, PATIENCE)
-        self.stopwatch = Stopwatch(device, budget=budget, patience=patience)
+        self.stopwatch = Stopwatch(device, budget=0.05 if quick else 0.5, patience=patience)
         self.began = time.monotonic()
         # How many times its floor a forward takes, by the last one measured of a model and kind.
         self._slower: dict[tuple[str, str], float] = {}
@@ -287,7 +288,13 @@ def _run(arguments: argparse.Namespace) -> int:
         record = _begin(device, arguments)
         progress.remove_task(ceilings_task)
         bench = Bench(
-            record, arguments.out, device, subjects, quick=arguments.quick, progress=progress
+            record,
+            arguments.out,
+            device,
+            subjects,
+            quick=arguments.quick,
+            patience=_patience(arguments),
+            progress=progress,
         )
         save(record, arguments.out)
         try:
@@ -349,13 +356,22 @@ def _begin(device: torch.device, arguments: argparse.Namespace) -> Record:
 
 def _command(arguments: argparse.Namespace) -> str:
     """What measures the same again; where the record went is nobody else's business."""
-    words = ["dlm", "bench"]
+    threads = os.environ.get("OMP_NUM_THREADS")
+    words = [f"OMP_NUM_THREADS={threads}"] * bool(threads) + ["dlm", "bench"]
     if arguments.folder:
         words.append(arguments.folder.name)
     words += ["--quick"] * arguments.quick
     if arguments.device:
         words += ["--device", arguments.device]
+    if arguments.patience is not None:
+        words += ["--patience", f"{arguments.patience:g}"]
     return shlex.join(words)
+
+
+def _patience(arguments: argparse.Namespace) -> float:
+    if arguments.patience is not None:
+        return arguments.patience
+    return 0.0 if arguments.quick else PATIENCE
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -369,14 +385,25 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--device", choices=("cpu", "cuda"), help="default: cuda where there is one"
     )
     parser.add_argument(
+        "--patience",
+        type=float,
+        metavar="SECONDS",
+        help="to wait in all while others who share a host change its pace;"
+        f" default: {PATIENCE:g}, with --quick 0",
+    )
+    parser.add_argument(
         "--tune", action="store_true", help="search for the fastest launch table instead, keep it"
     )
     parser.add_argument(
         "--budget", type=float, metavar="SECONDS", help=f"of --tune; default: {BUDGET}"
     )
     arguments = parser.parse_args(argv)
+    patience = arguments.patience
+    if patience is not None and not 0 <= patience < math.inf:
+        parser.error(f"argument --patience: {patience:g}; it must be a number of seconds from 0 on")
     if arguments.tune:
-        for name, given in (("FOLDER", arguments.folder), ("--quick", arguments.quick)):
+        others = {"FOLDER": arguments.folder, "--quick": arguments.quick, "--patience": patience}
+        for name, given in others.items():
             if given:
                 parser.error(f"argument --tune: not allowed with {name}")
         arguments.budget = BUDGET if arguments.budget is None else arguments.budget

@@ -41,9 +41,13 @@ YARDSTICK_RUNS, PAUSE = 100, 0.05
 # Additions of next to nothing whose time tells the pace of calls.
 CALLS = 60
 
+# How long to look at the host after a run, as a part of the run: what is over within milliseconds
+# says little of one of seconds.
+LOOKED = 0.05
+
 # How far product, read and calls may be from those at first, as a factor, for a run to count; and
-# how much of its patience a stopwatch spends on one function, in seconds.
-ALIKE, MOST_PATIENCE = 1.3, 5.0
+# what part of its patience a stopwatch spends on one function.
+ALIKE, MOST_PATIENCE = 1.3, 1 / 48
 
 
 class Surroundings(NamedTuple):
@@ -76,6 +80,7 @@ class Stopwatch:
         self.device = device
         self.budget = budget
         self.waited, self._patience = 0.0, patience
+        self._for_one = MOST_PATIENCE * patience
         self._flush = torch.ones(FLUSH_BYTES[device.type] // 4, device=device)
         self._flush_seconds = min(run_seconds(self._flush.sum, device, runs=3))
         self._yardstick: Callable[[], object] | None = None
@@ -143,16 +148,17 @@ class Stopwatch:
         """Of runs on a host, with a look at it between them."""
         steady: list[tuple[float, float]] = []  # seconds, and pace
         others: list[tuple[float, float]] = []
-        patience = at_first = min(MOST_PATIENCE, self._patience)
-        before = self._surroundings()
+        patience = at_first = min(self._for_one, self._patience)
+        before = self._look()
         while True:
             began = time.perf_counter()
             if patience > 0 and not before.alike(self._usual):
                 time.sleep(PAUSE)
-                before = self._surroundings()
+                before = self._look()
                 patience -= time.perf_counter() - began
                 continue
-            seconds, after = run(), self._surroundings()
+            seconds = run()
+            after = self._looks_after(seconds)
             pace = mean((before.product, after.product)) / self._usual.product
             if before.alike(self._usual) and after.alike(self._usual):
                 steady.append((seconds, pace))
@@ -174,7 +180,13 @@ class Stopwatch:
             steady=is_steady,
         )
 
-    def _surroundings(self) -> Surroundings:
+    def _looks_after(self, seconds: float) -> Surroundings:
+        """The host after a run of so long: medians over looks, one at the least."""
+        usual = self._usual
+        looks = LOOKED * seconds / (usual.product + 2 * usual.read + usual.calls)
+        return _middle([self._look() for _ in range(max(1, int(looks)))])
+
+    def _look(self) -> Surroundings:
         """How the host is now; the yardstick's time is from cold caches."""
         self._flush.sum()
         looks = (self._yardstick, self._flush.sum, self._call_often)
@@ -188,11 +200,16 @@ class Stopwatch:
         """The medians of those surroundings that most others are like."""
         met = []
         for _ in range(YARDSTICK_RUNS):
-            met.append(self._surroundings())
+            met.append(self._look())
             if self._patience > 0:
                 time.sleep(PAUSE)
         groups = [[each for each in met if each.alike(one)] for one in met]
-        return Surroundings(*map(median, zip(*max(groups, key=len), strict=True)))
+        return _middle(max(groups, key=len))
+
+
+def _middle(met: list[Surroundings]) -> Surroundings:
+    """The median of each."""
+    return Surroundings(*map(median, zip(*met, strict=True)))
 
 
 def summary(

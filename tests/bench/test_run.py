@@ -168,7 +168,7 @@ def bench(tmp_path: Path, record: Record) -> run.Bench:
     host = replace(record.device, kind="cpu", name="a host")
     record = replace(record, device=host, ceilings=on_host, rows=[], skipped=[])
     device, progress = torch.device("cpu"), Progress(disable=True)
-    made = run.Bench(record, tmp_path, device, [], quick=True, progress=progress)
+    made = run.Bench(record, tmp_path, device, [], quick=True, patience=0.0, progress=progress)
     made.stopwatch.budget = 0.0
     return made
 

@@ -99,8 +99,8 @@ class Host:
 
 def stopwatch_of(host: Host, monkeypatch: pytest.MonkeyPatch, patience: float) -> Stopwatch:
     watch = Stopwatch(CPU, budget=0.01)
-    watch._usual, watch._patience = USUAL, patience
-    monkeypatch.setattr(watch, "_surroundings", host.look)
+    watch._usual, watch._patience, watch._for_one = USUAL, patience, patience
+    monkeypatch.setattr(watch, "_look", host.look)
     monkeypatch.setattr(timing, "run_seconds", host.run)
     monkeypatch.setattr(timing, "PAUSE", 0.0)
     return watch
@@ -139,11 +139,21 @@ def test_without_patience_every_run_counts_and_the_timing_says_so(
     assert found.pace == pytest.approx(1.2)
 
 
+def test_after_a_long_run_the_host_is_looked_at_for_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """0.3 s is a look, 1 s are four: one of them from another moment does not spoil a run."""
+    host = Host([USUAL] + [USUAL, APART, USUAL, USUAL] * LONG_RUNS)
+    monkeypatch.setattr(host, "run", lambda *_, runs, **__: [1.0] * runs)
+    found = stopwatch_of(host, monkeypatch, patience=60.0).time(lambda: None)
+    assert found.steady and found.runs == LONG_RUNS and list(host.met) == []
+
+
 def test_what_is_usual_is_what_most_looks_saw(monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Stopwatch(CPU, budget=0.01)
     monkeypatch.setattr(timing, "YARDSTICK_RUNS", 10)
     for met in ([APART] * 3 + [USUAL] * 5 + [ON_ONE] * 2, [APART] * 6 + [USUAL] * 4):
-        monkeypatch.setattr(watch, "_surroundings", iter(met).__next__)
+        monkeypatch.setattr(watch, "_look", iter(met).__next__)
         assert watch._the_rule() == max(met, key=met.count)
 
 
