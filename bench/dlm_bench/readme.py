@@ -45,7 +45,7 @@ def model_table(records: Iterable[Record]) -> str:
             "holds" if check.holds else "missed",
         ]
         cells = [
-            record.device.name,
+            record.device.label,
             record.commit[:7],
             str(len(check.counted)),
             str(len(check.unsteady)),

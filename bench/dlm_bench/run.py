@@ -45,7 +45,7 @@ from .tuning.run import BUDGET, tune
 # Seconds after which no further row is begun: of ops, so that steps get their share, and of all;
 # without those of waiting for a shared host.
 OPS_UNTIL = {"cpu": 120, "cuda": 240}
-ALL_UNTIL = {"cpu": 420, "cuda": 500}
+ALL_UNTIL = {"cpu": 480, "cuda": 500}
 
 # Slowest floor of a case still worth starting: plain torch can take many times the roof's time.
 LONGEST_FLOOR = 0.25

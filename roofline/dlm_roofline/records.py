@@ -189,6 +189,14 @@ class Device:
     name: str
     details: dict[str, str]
 
+    @property
+    def label(self) -> str:
+        """The name for readers: of a host with its threads, as it is another device with others."""
+        threads = self.details.get("threads")
+        if self.kind != "cpu" or threads is None:
+            return self.name
+        return f"{self.name}, {threads} thread{'s' * (threads != '1')}"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -353,7 +361,7 @@ def newest_of_each_device(records: Iterable[tuple[Path, Record]]) -> list[tuple[
     found: dict[tuple[str, str], tuple[Path, Record]] = {}
     for path, record in sorted(records, key=lambda each: each[1].date):
         if record.complete and record.scope == "standard":
-            found[record.device.kind, record.device.name] = (path, record)
+            found[record.device.kind, record.device.label] = (path, record)
     return [found[device] for device in sorted(found)]
 
 

@@ -32,6 +32,7 @@ def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     """The host's bench runs plain torch, also where the other tests interpret Triton."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.delenv("DLM_BACKEND", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
 @pytest.fixture
@@ -45,6 +46,16 @@ def small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ceilings.STREAM_BYTES, "cpu", 8 << 20)
     monkeypatch.setitem(ceilings.MATMUL_SIZE, "cpu", 256)
     monkeypatch.setattr(run, "LONGEST_FLOOR", math.inf)
+
+
+def test_the_record_says_what_measures_the_same_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = ["--patience", "600", "--out", str(tmp_path), "--device", "cpu", "models/8b"]
+    assert run._command(run._arguments(options)) == (
+        "OMP_NUM_THREADS=1 dlm bench 8b --device cpu --patience 600"
+    )
 
 
 def test_quick_run_leaves_a_whole_record(tmp_path: Path, capsys, small_ceilings: None) -> None:

@@ -133,7 +133,7 @@ def test_runs_count_that_met_what_was_usual(
 def test_without_patience_every_run_counts_and_the_timing_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    host = Host([APART] * 4)
+    host = Host([APART] * (1 + 2 * LONG_RUNS))  # two looks after each run of 500 ms
     found = stopwatch_of(host, monkeypatch, patience=0.0).time(lambda: None)
     assert found.median == 0.5 and found.runs == LONG_RUNS and found.steady is False
     assert found.pace == pytest.approx(1.2)

@@ -477,3 +477,16 @@ def test_sizes_are_those_of_a_forward_or_an_op(record: Record) -> None:
     assert row.sizes == {"batch": 1, "block": 32, "context": 1024}
     op = replace(row, kind="op", model=None, forward=None, shape={"rows": 32})
     assert op.sizes == {"rows": 32}
+
+
+@pytest.mark.parametrize(
+    ("device", "label"),
+    [
+        (Device("cpu", "A host", {"threads": "1"}), "A host, 1 thread"),
+        (Device("cpu", "A host", {"threads": "2"}), "A host, 2 threads"),
+        (Device("cpu", "A host", {}), "A host"),
+        (Device("cuda", "A GPU", {"threads": "2"}), "A GPU"),
+    ],
+)
+def test_a_host_is_called_by_its_threads_too(device: Device, label: str) -> None:
+    assert device.label == label

@@ -68,7 +68,7 @@ def page(
     """
     contents = Contents()
     for i, (path, record) in enumerate(records, start=1):
-        name = f"{record.device.name}, {record.backend}"
+        name = f"{record.device.label}, {record.backend}"
         contents.add(f"record-{i}", name, _record(contents, f"r{i}", path, record))
     if quality is not None:
         contents.add("quality", "Quality against speed", _quality(contents, *quality))
@@ -108,7 +108,7 @@ def _scale() -> list[tuple[str, str]]:
 
 def _lead(records: Sequence[tuple[Path, Record]], missing: Sequence[str]) -> str:
     devices = [
-        f"<strong>{escape(record.device.name)}</strong> ({escape(record.date[:10])})"
+        f"<strong>{escape(record.device.label)}</strong> ({escape(record.date[:10])})"
         for _, record in records
     ]
     html = f"<p>{escape(LEAD)}</p>"

@@ -297,7 +297,7 @@ def _by_objective(found: Sequence[Withheld]) -> dict[str, list[Withheld]]:
 def _print_score(
     console: Console, record: Record, profile: Profile, found: Sequence[Withheld]
 ) -> None:
-    console.print(f"{record.device.name}; {record.file_name}; {profile.source}", highlight=False)
+    console.print(f"{record.device.label}; {record.file_name}; {profile.source}", highlight=False)
     for objective, judged in _by_objective(found).items():
         what, whose = _SCORED[objective]
         rate = f"tokens/s\n{whose}"

@@ -36,7 +36,7 @@ def write_title(figure: Figure, record: Record, title: str, *subject: str) -> No
     """A headline, under it what it is about (model, dtype, context ...) and how it was measured."""
     state = "" if record.complete else " · INCOMPLETE RUN"
     details = (
-        f"{' · '.join((*subject, record.device.name))}\n"
+        f"{' · '.join((*subject, record.device.label))}\n"
         f"{record.backend} backend · torch {record.versions.get('torch', '?')}"
         f" · {caches_of(record)} caches"
         f" · commit {record.commit[:10]}{'+' if record.dirty else ''} · {record.date[:10]}{state}"
