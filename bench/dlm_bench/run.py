@@ -464,9 +464,7 @@ def _sizes(shape: dict[str, int]) -> str:
 def _named(forward: Forward) -> str:
     """A forward in words."""
     sizes = {"batch": forward.batch, "block": forward.block, "context": forward.context}
-    name = f"{STEP_NAMES[forward.kind]}, {_sizes(sizes)}"
-    name += f", {forward.weights} weights" if forward.weights else ""
-    return name + (", float8 cache" if forward.float8_cache else "")
+    return f"{STEP_NAMES[forward.kind]}, {_sizes(sizes)}{forward.in_few_bits}"
 
 
 def _closing(record: Record, path: Path) -> dict[str, object]:

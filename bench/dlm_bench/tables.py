@@ -359,9 +359,7 @@ def _shape(row: Row) -> str:
 
 def _request(forward: Forward) -> str:
     """A forward but for its context."""
-    text = f"{forward.batch} x {forward.block}"
-    text += f", {forward.weights} weights" if forward.weights else ""
-    return text + (", float8 cache" if forward.float8_cache else "")
+    return f"{forward.batch} x {forward.block}{forward.in_few_bits}"
 
 
 def _grouped(rows: list[Row], attribute: str) -> list[tuple[object, list[Row]]]:

@@ -91,3 +91,9 @@ class Forward:
     def label(self) -> str:
         """batch x block, as pictures write it."""
         return f"{self.batch}×{self.block}"
+
+    @property
+    def in_few_bits(self) -> str:
+        """What of it is quantised, for the end of a phrase: ", int8 weights", or nothing."""
+        weights = f", {self.weights} weights" if self.weights else ""
+        return weights + (", float8 cache" if self.float8_cache else "")

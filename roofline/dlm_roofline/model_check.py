@@ -199,7 +199,5 @@ def outlier_lines(check: ModelCheck) -> list[str]:
 
 def _place(row: Row) -> str:
     forward = row.forward
-    few_bits = f", {forward.weights} weights" if forward.weights else ""
-    few_bits += ", float8 cache" if forward.float8_cache else ""
-    shape = f"{forward.kind} {forward.label}, context {forward.context}{few_bits}"
+    shape = f"{forward.kind} {forward.label}, context {forward.context}{forward.in_few_bits}"
     return f"{row.name} of {row.model}, {shape}"

@@ -1,6 +1,6 @@
 """A forward is one that the model can run, and knows its rows."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -55,3 +55,12 @@ def test_of_each_kind(kind: str) -> None:
 def test_a_quadratic_forward_knows_its_k(k: int) -> None:
     forward = Forward(QUADRATIC, 1, k * (k + 1), 0, "float32")
     assert (forward.k, forward.draft_groups) == (k, (k, k + 1))
+
+
+def test_what_is_quantised_is_said() -> None:
+    plain = Forward(DENOISE, 1, 32, 0, "bfloat16")
+    assert plain.in_few_bits == ""
+    assert replace(plain, weights="int4").in_few_bits == ", int4 weights"
+    assert replace(plain, float8_cache=True).in_few_bits == ", float8 cache"
+    both = replace(plain, weights="fp8", float8_cache=True)
+    assert both.in_few_bits == ", fp8 weights, float8 cache"
