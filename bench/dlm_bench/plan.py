@@ -64,7 +64,7 @@ def quick_plan(config: ModelConfig, dtype: str) -> list[Planned]:
 
 
 def host_plan(config: ModelConfig, dtype: str) -> list[Planned]:
-    """What 2 cores get through in two to three minutes; the slowest batches come last."""
+    """What 2 cores get through in eight minutes; the slowest batches come last."""
     at = partial(_forward, config, dtype)
     near = partial(at, context=CONTEXT["cpu"])
 

@@ -31,8 +31,9 @@ def rewrite_readme(readme: Path, results: Path) -> None:
 def model_table(records: Iterable[Record]) -> str:
     """In Markdown, a line a device: how far the cost model is from what was measured."""
     lines = [
-        "| device | commit | that count | not steady | median error | worst | |",
-        "|---|---|---|---|---|---|---|",
+        "| device | measured by | commit | that count | not steady | median error | worst |"
+        " worst, not at one pace | |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     outliers = []
     for record in records:
@@ -42,17 +43,19 @@ def model_table(records: Iterable[Record]) -> str:
         figures = [
             percent(check.median),
             percent(check.worst),
+            percent(check.unpaced[1]) if check.unpaced else "",
             "holds" if check.holds else "missed",
         ]
         cells = [
             record.device.label,
+            f"`{record.command}`",
             record.commit[:7],
             str(len(check.counted)),
             str(len(check.unsteady)),
             *figures,
         ]
         lines.append(f"| {' | '.join(cells)} |")
-        outliers += [f"- {line}" for line in outlier_lines(check)]
+        outliers += [f"- {record.device.label}: {line}" for line in outlier_lines(check)]
     if outliers:
         lines += ["", f"Further off than {WORST_TARGET:.0%}, and what the record shows of it:", ""]
     return "\n".join([*lines, *outliers])

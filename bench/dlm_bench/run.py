@@ -388,7 +388,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--patience",
         type=float,
         metavar="SECONDS",
-        help="to wait in all while others who share a host change its pace;"
+        help="on a host: to wait in all while others who share it change its pace;"
         f" default: {PATIENCE:g}, with --quick 0",
     )
     parser.add_argument(
@@ -402,9 +402,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     if patience is not None and not 0 <= patience < math.inf:
         parser.error(f"argument --patience: {patience:g}; it must be a number of seconds from 0 on")
     if arguments.tune:
-        others = {"FOLDER": arguments.folder, "--quick": arguments.quick, "--patience": patience}
+        folder, quick = arguments.folder, arguments.quick or None
+        others = {"FOLDER": folder, "--quick": quick, "--patience": patience}
         for name, given in others.items():
-            if given:
+            if given is not None:
                 parser.error(f"argument --tune: not allowed with {name}")
         arguments.budget = BUDGET if arguments.budget is None else arguments.budget
     elif arguments.budget is not None:

@@ -41,12 +41,12 @@ YARDSTICK_RUNS, PAUSE = 100, 0.05
 # Additions of next to nothing whose time tells the pace of calls.
 CALLS = 60
 
-# How long to look at the host after a run, as a part of the run: what is over within milliseconds
-# says little of one of seconds.
+# How long to look at the host after a run, as a part of the run: one look takes milliseconds and
+# says little of a run of seconds.
 LOOKED = 0.05
 
 # How far product, read and calls may be from those at first, as a factor, for a run to count; and
-# what part of its patience a stopwatch spends on one function.
+# what part of its patience a stopwatch spends on one function: of four minutes five seconds.
 ALIKE, MOST_PATIENCE = 1.3, 1 / 48
 
 
@@ -71,7 +71,7 @@ class Stopwatch:
     again, as long as there is patience; without it they count, and the timing is not steady.
 
     patience: seconds in all to spend on such runs, and on waiting for the host to be as it was;
-        `waited` says how many it spent.
+        `waited` says how many it spent. On one function it spends MOST_PATIENCE of them.
     budget: seconds to spend on the runs of one function, and on emptying the caches ahead of each;
         at least MIN_RUNS are made, of a long one LONG_RUNS, and at most MAX_RUNS.
     """
@@ -169,8 +169,9 @@ class Stopwatch:
             wanted = self._runs(min(steady + others)[0])
             if len(steady) >= wanted or (patience <= 0 and len(steady + others) >= wanted):
                 break
-        self._patience -= at_first - patience
-        self.waited += at_first - patience
+        spent = at_first - max(patience, 0.0)  # without patience left nothing is waited for
+        self._patience -= spent
+        self.waited += spent
         is_steady = len(steady) >= min(wanted, LONG_RUNS)
         counted = steady if is_steady else steady + others
         return summary(
@@ -181,10 +182,12 @@ class Stopwatch:
         )
 
     def _looks_after(self, seconds: float) -> Surroundings:
-        """The host after a run of so long: medians over looks, one at the least."""
+        """How the host is after a run that took `seconds`: medians over looks, an odd number of
+        them, so that each is what one of them saw.
+        """
         usual = self._usual
-        looks = LOOKED * seconds / (usual.product + 2 * usual.read + usual.calls)
-        return _middle([self._look() for _ in range(max(1, int(looks)))])
+        looks = int(LOOKED * seconds / (usual.product + 2 * usual.read + usual.calls))
+        return _middle([self._look() for _ in range(looks | 1)])
 
     def _look(self) -> Surroundings:
         """How the host is now; the yardstick's time is from cold caches."""

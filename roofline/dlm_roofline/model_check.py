@@ -77,6 +77,16 @@ class ModelCheck:
         return max((abs(each.error) for each in self.counted), default=None)
 
     @property
+    def unpaced(self) -> tuple[float, float] | None:
+        """Median and worst size of the errors that count, of times as they were; None where none
+        was put at another pace.
+        """
+        if not any(each.row.timing.pace for each in self.counted):
+            return None
+        sizes = [abs(each.unpaced_error) for each in self.counted]
+        return median(sizes), max(sizes)
+
+    @property
     def holds(self) -> bool | None:
         """Whether both targets hold; None if nothing counts."""
         if not self.counted:
@@ -161,9 +171,9 @@ def summary(check: ModelCheck) -> str:
             f"; of the {len(sizes)} beside which the host was not as when the run began"
             f" {percent(median(sizes))} and {percent(max(sizes))}"
         )
-    if any(each.row.timing.pace for each in check.counted):
-        sizes = [abs(each.unpaced_error) for each in check.counted]
-        said += f"; of times not put at one pace {percent(median(sizes))} and {percent(max(sizes))}"
+    if check.unpaced:
+        middle, most = check.unpaced
+        said += f"; of times not put at one pace {percent(middle)} and {percent(most)}"
     return said
 
 

@@ -12,13 +12,16 @@ import types
 import typing
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from datetime import datetime
 from pathlib import Path
 
 from dlm_core.config import ModelConfig
 from dlm_core.whole_file import write_whole
 from dlm_kernels import Cost
+from dlm_kernels.backend import BACKENDS
 
 from .ceilings import Ceiling, Ceilings, Latency
+from .datasheets import DATASHEETS
 from .forward import STEP_NAMES, Forward
 from .predict import Roof
 from .step_cost import STAGES, step_cost
@@ -191,7 +194,7 @@ class Device:
 
     @property
     def label(self) -> str:
-        """The name for readers: of a host with its threads, as it is another device with others."""
+        """The name for readers. A host's has its threads: on more of them it is another device."""
         threads = self.details.get("threads")
         if self.kind != "cpu" or threads is None:
             return self.name
@@ -226,6 +229,13 @@ class Record:
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
             raise ValueError(f"scope is {self.scope!r}; it must be one of {', '.join(SCOPES)}")
+        if self.backend not in BACKENDS:
+            known = ", ".join(BACKENDS)
+            raise ValueError(f"backend is {self.backend!r}; it must be one of {known}")
+        try:
+            datetime.fromisoformat(self.date)
+        except ValueError:
+            raise ValueError(f"date is {self.date!r}; it must be as 2026-01-31T12:00:00Z") from None
         self._check_device()
         numbers: dict[tuple, int] = {}
         for i, row in enumerate(self.rows):
@@ -233,6 +243,19 @@ class Record:
             first = numbers.setdefault(row.key, i)
             if first != i:
                 raise ValueError(f"rows[{i}] measures {row.name!r} again, as rows[{first}] does")
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        """That a step some of whose stages were timed has them all."""
+        timed: dict[tuple, set[str]] = {}
+        for row in self.rows:
+            if row.kind == "stage":
+                timed.setdefault((row.model, row.forward), set()).add(row.name)
+        for i, row in enumerate(self.rows):
+            names = timed.get((row.model, row.forward))
+            if row.kind == "step" and names:
+                if missing := [name for name in self.stage_costs(row) if name not in names]:
+                    raise ValueError(f"rows[{i}]: of its stages rows lacks {', '.join(missing)}")
 
     def _check_device(self) -> None:
         """That one device can have given all of it."""
@@ -253,6 +276,8 @@ class Record:
         for name, ceiling in (found | {f"matmul.{x}": has.matmul[x] for x in has.matmul}).items():
             if isinstance(ceiling, Ceiling | Latency):
                 _check_ceiling(f"ceilings.{name}", ceiling)
+        if kind == "cpu" and self.device.name in DATASHEETS:
+            raise ValueError(f"device.name is {self.device.name!r}, a GPU; device.kind is 'cpu'")
 
     def _check_row(self, at: str, row: Row) -> None:
         """That the row's device, dtype, model and forward are the record's."""
@@ -398,7 +423,7 @@ def read(
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     given = values.get("schema") if isinstance(values, dict) else None
     if given != schema:

@@ -67,11 +67,14 @@ def test_the_models_table_has_a_line_a_device(forwards: Record) -> None:
     check = model_check(forwards)
     lines = model_table([replace(forwards, rows=[]), forwards]).splitlines()
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
-    assert cells[:3] == [forwards.device.name, forwards.commit[:7], str(len(check.counted))]
-    figures = [percent(check.median), percent(check.worst)]
-    assert cells[3:6] == [str(len(check.unsteady)), *figures]
-    assert cells[6] == ("holds" if check.holds else "missed")
-    assert [line[2:] for line in lines if line.startswith("- ")] == outlier_lines(check)
+    device, command = forwards.device.label, f"`{forwards.command}`"
+    counts = [str(len(check.counted)), str(len(check.unsteady))]
+    assert cells[:5] == [device, command, forwards.commit[:7], *counts]
+    unpaced = percent(check.unpaced[1]) if check.unpaced else ""
+    assert cells[5:8] == [percent(check.median), percent(check.worst), unpaced]
+    assert cells[8] == ("holds" if check.holds else "missed")
+    outliers = [f"{device}: {line}" for line in outlier_lines(check)]
+    assert [line[2:] for line in lines if line.startswith("- ")] == outliers
 
 
 def test_a_readme_without_markers_stays_as_it_is(tmp_path: Path) -> None:

@@ -58,6 +58,12 @@ def test_the_record_says_what_measures_the_same_again(
     )
 
 
+def test_a_quick_run_waits_for_nobody_unless_told_to() -> None:
+    given = [["--quick"], [], ["--patience", "7"], ["--quick", "--patience", "7"]]
+    found = [run._patience(run._arguments(options)) for options in given]
+    assert found == [0.0, run.PATIENCE, 7.0, 7.0]
+
+
 def test_quick_run_leaves_a_whole_record(tmp_path: Path, capsys, small_ceilings: None) -> None:
     assert run.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from dlm_bench import timing
-from dlm_bench.timing import LONG, LONG_RUNS, MAX_RUNS, MIN_RUNS, Stopwatch, Surroundings, summary
+from dlm_bench.timing import (
+    LONG,
+    LONG_RUNS,
+    MAX_RUNS,
+    MIN_RUNS,
+    MOST_PATIENCE,
+    Stopwatch,
+    Surroundings,
+    summary,
+)
 
 CPU = torch.device("cpu")
 
@@ -133,8 +142,10 @@ def test_runs_count_that_met_what_was_usual(
 def test_without_patience_every_run_counts_and_the_timing_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    host = Host([APART] * (1 + 2 * LONG_RUNS))  # two looks after each run of 500 ms
-    found = stopwatch_of(host, monkeypatch, patience=0.0).time(lambda: None)
+    host = Host([APART] * (1 + 3 * LONG_RUNS))  # three looks after each run of 500 ms
+    watch = stopwatch_of(host, monkeypatch, patience=0.0)
+    found = watch.time(lambda: None)
+    assert watch.waited == 0.0  # that time is the run's own
     assert found.median == 0.5 and found.runs == LONG_RUNS and found.steady is False
     assert found.pace == pytest.approx(1.2)
 
@@ -142,11 +153,28 @@ def test_without_patience_every_run_counts_and_the_timing_says_so(
 def test_after_a_long_run_the_host_is_looked_at_for_longer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """0.3 s is a look, 1 s are four: one of them from another moment does not spoil a run."""
-    host = Host([USUAL] + [USUAL, APART, USUAL, USUAL] * LONG_RUNS)
-    monkeypatch.setattr(host, "run", lambda *_, runs, **__: [1.0] * runs)
-    found = stopwatch_of(host, monkeypatch, patience=60.0).time(lambda: None)
-    assert found.steady and found.runs == LONG_RUNS and list(host.met) == []
+    """0.3 s is a look, 1 s are five. Most of them count: fewer neither spoil nor mend a run."""
+    for odd, steady in ([APART, APART, USUAL], True), ([APART] * 3, False):
+        host = Host([USUAL] + [*odd, *[USUAL] * (5 - len(odd))] * LONG_RUNS)
+        monkeypatch.setattr(host, "run", lambda *_, runs, **__: [1.0] * runs)
+        found = stopwatch_of(host, monkeypatch, patience=0.0).time(lambda: None)
+        assert (found.steady, found.runs, list(host.met)) == (steady, LONG_RUNS, [])
+
+
+def test_patience_is_spent_in_parts_and_not_exceeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that is never as it was costs a function its part, and nothing once all is spent."""
+    monkeypatch.setattr(timing, "YARDSTICK_RUNS", 2)
+    watch = Stopwatch(CPU, budget=0.01, patience=0.1)
+    host = Host([APART] * 1_000_000)
+    watch._usual = USUAL
+    monkeypatch.setattr(watch, "_look", host.look)
+    monkeypatch.setattr(timing, "run_seconds", host.run)
+    monkeypatch.setattr(timing, "PAUSE", 0.0)
+    watch.time(lambda: None)
+    assert watch.waited == pytest.approx(0.1 * MOST_PATIENCE)
+    for _ in range(round(2 / MOST_PATIENCE)):
+        watch.time(lambda: None)
+    assert watch.waited == pytest.approx(0.1)
 
 
 def test_what_is_usual_is_what_most_looks_saw(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def _on_host(record: Record) -> Record:
     """The same figures, of a host."""
     ceilings = replace(record.ceilings, exps=None, l2=None, graph_node=None)
     rows = [replace(row, timing=replace(row.timing, graph=False), peers=[]) for row in record.rows]
-    device = replace(record.device, kind="cpu")
+    device = replace(record.device, kind="cpu", name="a host")
     return replace(record, device=device, ceilings=ceilings, rows=rows)
 
 

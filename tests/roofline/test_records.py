@@ -50,9 +50,10 @@ def test_the_newest_whole_record_of_each_device(record: Record) -> None:
         "folder": replace(record, date="2026-05-01T00:00:00Z", scope="folder"),
         "other": named,
         "host": host,
+        "on 2": replace(host, device=Device("cpu", "some host", {"threads": "2"})),
     }
     found = newest_of_each_device([(Path(name), each) for name, each in given.items()])
-    assert [str(path) for path, _ in found] == ["host", "other", "newest"]
+    assert [str(path) for path, _ in found] == ["host", "on 2", "other", "newest"]
     assert all(record is given[str(path)] for path, record in found)
 
 
@@ -96,6 +97,17 @@ def _op(**changes: Any) -> Callable[[dict], None]:
     def damage(values: Any) -> None:
         op = {"kind": "op", "name": "add", "model": None, "forward": None, "shape": {"rows": 3}}
         values["rows"][0] |= op | changes
+
+    return damage
+
+
+def _one_more_op(**changes: Any) -> Callable[[dict], None]:
+    """A row of an op, at the end."""
+
+    def damage(values: Any) -> None:
+        _again(0)(values)
+        op = {"kind": "op", "name": "add", "model": None, "forward": None, "shape": {"rows": 3}}
+        values["rows"][-1] |= op | changes
 
     return damage
 
@@ -145,6 +157,11 @@ DAMAGES = {
     "1 for true": (_with(1, "complete"), "record.complete is 1"),
     "true for 1": (_with(True, "ceilings", "read", "runs"), "record.ceilings.read.runs is True"),
     "no list": (_with({}, "rows"), "record.rows is {}"),
+    "backend": (
+        _with("foo", "backend"),
+        "record.backend is 'foo'; it must be one of triton, torch",
+    ),
+    "date": (_with("yesterday", "date"), "record.date is 'yesterday'; it must be as 2026-01-31T12"),
     "scope": (_with("some", "scope"), "record.scope is 'some'; it must be one of standard"),
     "vocabulary": (_with(-1, "models", MODEL, "vocab_size"), f"record.models.{MODEL}.vocab_size"),
     # Times and rates
@@ -238,6 +255,11 @@ DAMAGES = {
     "triad": (_with(RATE, "ceilings", "triad"), "record.ceilings.triad is of another device; one"),
     "no launch": (_with(None, "ceilings", "launch"), "record.ceilings.launch is null; a device of"),
     "no node": (_with(None, "ceilings", "graph_node"), "record.ceilings.graph_node is null; a dev"),
+    "a GPU's name": (
+        _host(_with("NVIDIA H200", "device", "name")),
+        "record.device.name is 'NVIDIA H200', a GPU",
+    ),
+    "a stage less": (_without("rows", 2), "record.rows[4]: of its stages rows lacks attention"),
     "a host's exps": (_host(_with(RATE, "ceilings", "exps")), "record.ceilings.exps is of another"),
     "a host's l2": (_host(_with(RATE, "ceilings", "l2")), "record.ceilings.l2 is of another devic"),
     "a host's node": (
@@ -312,9 +334,9 @@ def test_a_damaged_record_is_refused_by_file_and_field(
     [
         _on_a_host,
         _host(_with(1.5, "rows", 7, "timing", "pace")),
-        _op(),
-        lambda values: (_op()(values), _again(0, dtype="float16")(values)),
-        lambda values: (_op()(values), _again(0, shape={"rows": 4})(values)),
+        _one_more_op(),
+        lambda values: (_one_more_op()(values), _again(-1, dtype="float16")(values)),
+        lambda values: (_one_more_op()(values), _again(-1, shape={"rows": 4})(values)),
         _with([], "rows"),
         _with(None, "ceilings", "exps"),
     ],
@@ -402,7 +424,7 @@ def test_memory_of_a_device_that_does_not_say() -> None:
     assert memory_of(Device("cpu", "AMD EPYC", {})) is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", '{"schema": 1', "\x00"])
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"schema": 1', "\x00", "[" * 100_000])
 def test_what_is_no_record_is_refused_by_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "record.json"
     path.write_text(text)

@@ -57,7 +57,9 @@ def write_report(
         kinds = {record.device.kind for _, record in records}
         for kind, device in (("cpu", "the host's processor"), ("cuda", "a GPU")):
             if kind not in kinds:
-                missing.append(f"No whole record of {device} in {FOLDER}; `make bench` makes one.")
+                missing.append(
+                    f"No whole record of {device} in {FOLDER}; `make bench` on it makes one."
+                )
     else:
         records = [(path, load(path)) for path in paths]
     quality = None

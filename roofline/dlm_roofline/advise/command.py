@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 def _advise(arguments: argparse.Namespace) -> int:
     for name in ("model", "gpu"):
         if getattr(arguments, name) is None:
-            raise ValueError(f"argument --{name}: is missing; it is needed but with --score")
+            raise ValueError(f"argument --{name}: is missing; only --score goes without it")
     given = [(path, load(path)) for path in arguments.records or record_files(RESULTS)]
     try:
         machine, records = machine_of(arguments.gpu, [record for _, record in given])
@@ -203,9 +203,15 @@ def _print_heading(
     console: Console, model: str, machine: Machine, records: Sequence[Record], profile: Profile
 ) -> None:
     told = "ceilings of its datasheet, nothing measured; a record of it goes with --records"
+    name = machine.name
     if records:
-        told = f"measured in {', '.join(each.file_name for each in records)}"
-    console.print(f"{model} on {machine.name}: {told}", highlight=False)
+        cut_short = [each.file_name for each in records if not each.complete]
+        steps = any(row.kind == "step" for each in records for row in each.rows)
+        told = "measured in " if steps else "no forward but ceilings measured in "
+        told += ", ".join(each.file_name for each in records)
+        told += f"; cut short: {', '.join(cut_short)}" if cut_short else ""
+        name = records[0].device.label
+    console.print(f"{model} on {name}: {told}", highlight=False)
     console.print(f"tokens per forward: {profile.source}", highlight=False)
 
 
@@ -356,7 +362,10 @@ def _arguments() -> argparse.ArgumentParser:
         "--model",
         help=f"{', '.join(PRESETS)}, small, a folder with a config.json, or a model of a record",
     )
-    parser.add_argument("--gpu", help=f"as h200 or as torch names it, or {HOST}: a record's CPU")
+    parser.add_argument(
+        "--gpu",
+        help=f"as h200 or as torch names it, or {HOST}: the CPU of the newest record of one",
+    )
     parser.add_argument(
         "--batch", type=_list_of(_batch), default=[1, 8, 64], help="default: 1,8,64"
     )

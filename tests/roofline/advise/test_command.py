@@ -204,3 +204,19 @@ def test_a_record_without_cells_to_compare_is_an_error(
     with pytest.raises(SystemExit):
         run("--score", save(replace(record, rows=steps), tmp_path))
     assert "holds no batch and context at which two settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "8b on NVIDIA H200: measured in nvidia-h200-"),
+        ({"rows": []}, "8b on NVIDIA H200: no forward but ceilings measured in nvidia-h200-"),
+        ({"complete": False}, "; cut short: nvidia-h200-"),
+    ],
+)
+def test_the_heading_says_what_was_measured(
+    grid_record: Record, tmp_path: Path, capsys, changes: dict, words: str
+) -> None:
+    path = save(replace(grid_record, **changes), tmp_path)
+    assert run("--model", "8b", "--gpu", "h200", "--records", path) == 0
+    assert words in " ".join(capsys.readouterr().out.split())
