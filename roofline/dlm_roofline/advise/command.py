@@ -32,8 +32,8 @@ from .score import Withheld, withheld_score
 SMALL_PROFILE = RESULTS / "quality" / "acceptance.json"
 
 READING = (
-    "tokens/s: without the prefill. ★: no other is faster for a user and for the device at once."
-    " bound by: the stage predicted to take most, and what holds it."
+    "tokens/s: without the prefill. ★: nothing as fast for a user is as fast for the device, within"
+    " 1%. bound by: the stage predicted to take most, and what holds it."
     " how sure: measured, this very forward; interpolated, between measured ones of its kind and"
     " block; predicted from a record, beside them; predicted from ceilings or by the"
     " datasheet, a floor."
@@ -240,10 +240,12 @@ def _print_table(
     n_left = len(found) - len(shown)
     if n_left:
         n_big = sum(not each.fits for each in found) - sum(not each.fits for _, each in shown)
+        too_big = f", of which {n_big} do not fit" if n_big else ""
         console.print(
-            f"  {n_left} more are not shown, of which {n_big} do not fit; --top shows more",
-            style="dim", highlight=False,
-        )  # fmt: skip
+            f"  {n_left} more are not shown{too_big}; --top shows more",
+            style="dim",
+            highlight=False,
+        )
 
 
 def _cells(rank: int, advice: Advice) -> list[str]:

@@ -16,6 +16,10 @@ from .machine import Machine
 # Share of a device's memory that a model may take; the rest is the driver's and the allocator's.
 MOST_MEMORY = 0.9
 
+# How much more the device has to give, as a factor, for what is slower for the user to be of use:
+# less than that no prediction tells apart.
+FRONT_GAIN = 1.01
+
 LATENCY, THROUGHPUT = OBJECTIVES = ("latency", "throughput")
 
 _FLOAT8_CACHE = "+float8-cache"
@@ -48,7 +52,8 @@ class Advice:
     fits: whether that leaves the device some room.
     stage, held_by: what is predicted to take most of a cycle, and what holds it; see `StageTime`.
     certainty: one of CERTAINTIES, that of the least sure forward of a cycle.
-    front: no other that fits is faster for the user and no slower for the device, or the reverse.
+    front: of those that fit, none that is as fast for the user is as fast for the device, within
+        FRONT_GAIN.
     """
 
     setting: Setting
@@ -206,7 +211,7 @@ def _ranked(found: Sequence[Advice], objective: str) -> list[Advice]:
     # Of equals the first is on the front, which is quantised least.
     most, front = 0.0, set()
     for each in sorted(fitting, key=lambda each: each.rates(LATENCY), reverse=True):
-        if each.tokens_per_device > most:
+        if each.tokens_per_device > FRONT_GAIN * most:
             most = each.tokens_per_device
             front.add(id(each))
     fitting.sort(key=lambda each: each.rates(objective), reverse=True)

@@ -15,7 +15,7 @@ from dlm_roofline.acceptance import (
 )
 from dlm_roofline.advise import QUANTIZATIONS, Advice, Machine, Quantization, advise, machine_of
 from dlm_roofline.advise.evidence import MEASURED, PREDICTED, Estimate
-from dlm_roofline.advise.ranking import advice_on
+from dlm_roofline.advise.ranking import FRONT_GAIN, advice_on
 from dlm_roofline.datasheets import DATASHEETS
 from dlm_roofline.forward import DRAFT, VERIFY, Forward
 from dlm_roofline.memory import peak_memory
@@ -56,14 +56,18 @@ def test_contexts_stay_apart_in_their_order(grid_record: Record) -> None:
 
 def test_the_front_is_what_nothing_dominates(grid_record: Record) -> None:
     found = advised(grid_record, "throughput")
-    rates = {id(each): (each.tokens_per_user, each.tokens_per_device) for each in found}
-    front = {rates[id(each)] for each in found if each.front}
-    dominated = [
-        each for each in rates.values()
-        if any(a[0] >= each[0] and a[1] >= each[1] and a != each for a in rates.values())
-    ]  # fmt: skip
-    assert front == set(rates.values()) - set(dominated)
-    assert 1 < len(front) == sum(each.front for each in found)
+    front = sorted((each for each in found if each.front), key=lambda each: -each.tokens_per_user)
+    assert len(front) > 1
+    # What is slower for the user gives the device more, and not by next to nothing.
+    for slower, faster in zip(front[1:], front, strict=False):
+        assert slower.tokens_per_user < faster.tokens_per_user
+        assert slower.tokens_per_device > FRONT_GAIN * faster.tokens_per_device
+    for each in found:
+        assert each.front or any(
+            better.tokens_per_user >= each.tokens_per_user
+            and FRONT_GAIN * better.tokens_per_device >= each.tokens_per_device
+            for better in front
+        )
 
 
 def test_of_equals_the_least_quantised_comes_first_and_is_the_front(record: Record) -> None:
