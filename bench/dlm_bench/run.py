@@ -325,10 +325,10 @@ def busy_host(device: torch.device) -> str | None:
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if device.type != "cpu" or load < BUSY * cores:
         return None
+    fewer = ", or set OMP_NUM_THREADS=1, which suffers less" if torch.get_num_threads() > 1 else ""
     return (
         f"the load is {load:.1f} on {cores} cores before anything was run: others are at work, and"
-        " times will be too long by factors. Wait for them, or set OMP_NUM_THREADS=1, which suffers"
-        " less"
+        f" times will be too long by factors. Wait for them{fewer}"
     )
 
 

@@ -64,6 +64,14 @@ def test_a_quick_run_waits_for_nobody_unless_told_to() -> None:
     assert found == [0.0, run.PATIENCE, 7.0, 7.0]
 
 
+@pytest.mark.parametrize("given", ["-1", "inf", "nan"])
+def test_patience_that_is_no_time_is_an_error(given: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        run.main([f"--patience={given}"])
+    words = f"argument --patience: {given}; it must be a number of seconds from 0 on"
+    assert words in capsys.readouterr().err
+
+
 def test_quick_run_leaves_a_whole_record(tmp_path: Path, capsys, small_ceilings: None) -> None:
     assert run.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
@@ -411,6 +419,11 @@ def test_a_busy_host_is_said_before_anything_is_measured(
 ) -> None:
     monkeypatch.setattr(run.os, "getloadavg", lambda: (load, 0, 0))
     monkeypatch.setattr(run.os, "cpu_count", lambda: 2)
-    warning = run.busy_host(torch.device("cpu"))
-    assert (warning is not None and "the load is 1.1 on 2 cores" in warning) == warned
+    for threads in (1, 2):
+        monkeypatch.setattr(run.torch, "get_num_threads", lambda threads=threads: threads)
+        warning = run.busy_host(torch.device("cpu"))
+        assert (warning is not None and "the load is 1.1 on 2 cores" in warning) == warned
+        assert (warning is not None and "set OMP_NUM_THREADS=1" in warning) == (
+            warned and threads == 2
+        )
     assert run.busy_host(torch.device("cuda")) is None
