@@ -25,7 +25,7 @@ from statistics import median
 import torch
 
 from dlm_core.whole_file import write_whole
-from dlm_roofline import records
+from dlm_roofline import json_file
 from dlm_roofline.ceilings import streams
 from dlm_roofline.records import RESULTS, Device, check_writable
 
@@ -89,7 +89,7 @@ class Check:
 
 def load(path: Path = RECORD) -> Check:
     """A comparison from its file. A ValueError names the file and the field that is wrong."""
-    return records.read(Check, path, SCHEMA)
+    return json_file.read(Check, path, SCHEMA)
 
 
 def compare(turns: int) -> Check:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .forward import DECODE, DENOISE, DRAFT, QUADRATIC, VERIFY, Forward
-from .records import read
+from .json_file import read
 
 SCHEMA = 1
 

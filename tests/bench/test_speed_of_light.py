@@ -20,8 +20,9 @@ from dlm_bench.speed_of_light.steps import tokens_a_cycle
 from dlm_core import PRESETS
 from dlm_kernels import Cost
 from dlm_roofline import ceilings
+from dlm_roofline.json_file import read
 from dlm_roofline.predict import Roof
-from dlm_roofline.records import Peer, Timing, read
+from dlm_roofline.records import Peer, Timing
 
 CPU = torch.device("cpu")
 SMALL = Sizes(

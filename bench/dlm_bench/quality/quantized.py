@@ -30,7 +30,7 @@ from dlm_core import (
 from dlm_core.quantization import KINDS, linears_of
 from dlm_core.tasks import Example
 from dlm_core.whole_file import write_whole
-from dlm_roofline.records import read
+from dlm_roofline.json_file import read
 
 from ..readme import replace_between
 from .contexts import after_contexts, batches, padded

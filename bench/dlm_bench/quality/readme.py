@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from textwrap import fill
 
-from dlm_roofline.records import read
+from dlm_roofline.json_file import read
 
 from ..readme import replace_between
 from .grid import HEADLINE_THRESHOLD

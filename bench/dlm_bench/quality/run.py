@@ -23,7 +23,8 @@ from dlm_core.tasks import Example
 from dlm_core.training.text import documents
 from dlm_core.whole_file import write_whole
 from dlm_kernels.backend import backend_for
-from dlm_roofline.records import check_writable, read
+from dlm_roofline.json_file import read
+from dlm_roofline.records import check_writable
 
 from .. import tables as bench_tables
 from ..machine import commit, describe_device, versions

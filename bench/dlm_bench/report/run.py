@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from dlm_core.whole_file import write_whole
-from dlm_roofline.records import RESULTS, load, newest_of_each_device, read, record_files
+from dlm_roofline.json_file import read
+from dlm_roofline.records import RESULTS, load, newest_of_each_device, record_files
 
 from ..quality.records import SCHEMA, QualityRecord
 from . import player

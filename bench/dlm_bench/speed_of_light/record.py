@@ -9,7 +9,8 @@ from pathlib import Path
 from dlm_core import ModelConfig
 from dlm_core.whole_file import write_whole
 from dlm_roofline.ceilings import Ceilings
-from dlm_roofline.records import Device, Peer, Timing, read
+from dlm_roofline.json_file import read
+from dlm_roofline.records import Device, Peer, Timing
 
 SCHEMA = 1
 ROOT = Path(__file__).parents[3]

@@ -10,7 +10,7 @@ from dlm_bench.quality import readme
 from dlm_bench.quality.profile import profile, write_profile
 from dlm_bench.quality.records import SCHEMA, QualityRecord
 from dlm_roofline.acceptance import load_profile
-from dlm_roofline.records import read
+from dlm_roofline.json_file import read
 
 ROOT = Path(__file__).parents[3]
 

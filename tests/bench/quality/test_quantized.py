@@ -23,7 +23,7 @@ from dlm_bench.quality.quantized import (
 )
 from dlm_bench.quality.records import SCHEMA, QualityRecord, checkpoint_hash
 from dlm_core import SMALL_MODEL, Generation, KVCache, Model, load_model
-from dlm_roofline.records import read
+from dlm_roofline.json_file import read
 
 ROOT = Path(__file__).parents[3]
 # Shorter and longer than a block of 8, which is all that is compared, and one with nothing behind

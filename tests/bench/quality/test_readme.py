@@ -11,7 +11,7 @@ from dlm_bench.quality.records import SCHEMA, QualityRecord, checkpoint_hash
 from dlm_bench.quality.tables import write_csvs
 from dlm_bench.readme import replace_between
 from dlm_core import SMALL_MODEL
-from dlm_roofline.records import read
+from dlm_roofline.json_file import read
 
 ROOT = Path(__file__).parents[3]
 

@@ -28,7 +28,7 @@ from dlm_bench.quality.records import (
 from dlm_bench.quality.tables import tables, write_csvs
 from dlm_core import Generation
 from dlm_core.cli import main
-from dlm_roofline.records import read
+from dlm_roofline.json_file import read
 
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 

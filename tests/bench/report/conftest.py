@@ -12,6 +12,7 @@ from dlm_bench.quality.records import QualityRecord
 from dlm_core import PRESETS
 from dlm_roofline.ceilings import Ceiling, Ceilings, Latency
 from dlm_roofline.forward import DECODE, DENOISE, DRAFT, STEP_NAMES, VERIFY, Forward
+from dlm_roofline.json_file import read
 from dlm_roofline.records import (
     RESULTS,
     SCHEMA,
@@ -22,7 +23,6 @@ from dlm_roofline.records import (
     Timing,
     load,
     newest_of_each_device,
-    read,
     record_files,
     save,
 )
