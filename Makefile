@@ -14,20 +14,25 @@ run = $(VENV)/bin/python
 needs = $(VENV)/.installed-$(1)
 endif
 
-.PHONY: help setup test gpu-check lint bench gpu-bench train quality quantized roofline report readme clean
+.PHONY: help setup test test-full gpu-check lint bench train quality roofline report readme clean
 
 help: ## List these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(call needs,test) $(call needs,lint) ## Make .venv and install everything that test, lint and bench need
 
-# A kernel that runs in the interpreter can't be compiled: the compile gate is a process of its own.
-test: export OMP_NUM_THREADS ?= 2
-test: $(call needs,test) ## Run all tests: kernels on the GPU if there is one, else in Triton's interpreter
-	@status=0; \
-	interpret=$$($(run) -c 'import torch; print(int(not torch.cuda.is_available()))') || exit 1; \
-	TRITON_INTERPRET=$$interpret $(run) -m pytest --ignore=tests/compile_gate tests || status=1; \
-	TRITON_INTERPRET=0 $(run) -m pytest tests/compile_gate || status=1; \
+# A kernel that was imported for the interpreter can't be compiled, so the compile gate is a run of
+# its own. A worker a core: four at most where they share a GPU, sixteen where they share memory.
+test: ## Run the tests: kernels on the GPU if there is one, else in Triton's interpreter
+test-full: ## The same with every shape, prompt and architecture
+test-full: full = --full
+test test-full: pytest = OMP_NUM_THREADS=1 $(run) -m pytest -n logical --dist worksteal --timeout 300
+test test-full: $(call needs,test)
+	@set -- $$($(run) -c 'import torch; print(*(0, 4) if torch.cuda.is_available() else (1, 16))'); \
+	[ $$# = 2 ] || exit 1; \
+	status=0; \
+	TRITON_INTERPRET=$$1 $(pytest) --maxprocesses $$2 $(full) --ignore tests/compile_gate tests || status=1; \
+	TRITON_INTERPRET=0 $(pytest) --maxprocesses $$2 $(full) tests/compile_gate || status=1; \
 	exit $$status
 
 gpu-check: $(call needs,test) ## Run tests and compute-sanitizer on the GPU; goes on where it was cut short
@@ -40,19 +45,13 @@ lint: $(call needs,lint) ## Check style and formatting with ruff
 bench: $(call needs,bench) ## Measure ceilings, ops and forwards on this machine's device, into out/
 	@$(run) -m dlm_core.cli bench $(ARGS)
 
-gpu-bench: $(call needs,bench) ## Hold a GPU's times to their targets, into out/; goes on where it was cut short
-	@$(run) -m dlm_core.cli gpu-bench $(ARGS)
-
 train: $(call needs,bench) ## Train the small model, into out/train/; goes on where it was interrupted
 	@$(run) -m dlm_core.cli train $(ARGS)
 
 quality: $(call needs,bench) ## Measure quality beside speed over modes, rules and settings, into out/quality/
 	@$(run) -m dlm_core.cli quality $(ARGS)
 
-quantized: $(call needs,bench) ## Measure what weights and caches in few bits cost in answers, into out/quality/
-	@$(run) -m dlm_bench.quality.quantized $(ARGS)
-
-roofline: $(call needs,bench) ## Draw the pictures of a record, and hold predictions to what was measured
+roofline: $(call needs,bench) ## Draw the pictures of records, and say how far predictions are from them
 	@$(run) -m dlm_core.cli roofline $(ARGS)
 
 report: $(call needs,bench) ## Write records, pictures and a block being denoised as one HTML file
@@ -60,8 +59,6 @@ report: $(call needs,bench) ## Write records, pictures and a block being denoise
 
 readme: $(call needs,bench) ## Rewrite README's tables from the records in bench/results/
 	@$(run) -m dlm_bench.readme
-	@$(run) -m dlm_bench.quality.readme
-	@$(run) -m dlm_bench.quality.quantized --readme README.md
 
 clean: ## Remove .venv, caches and build leftovers; out/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
@@ -76,6 +73,6 @@ $(VENV)/.installed-%: pyproject.toml .ci/constraints.txt | $(VENV)/bin/pip
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "$(PYTHON) is missing, or lacks venv and ensurepip (Debian: the package python3-venv)." >&2; \
-	  echo "A Python that has torch and pytest needs neither: make test VENV=0 PYTHON=python3" >&2; \
+	  echo "A Python that has torch, pytest-xdist and pytest-timeout needs neither: make test VENV=0" >&2; \
 	  exit 1; }
 	$(PYTHON) -m venv $(VENV)

@@ -44,10 +44,6 @@ def _run(argv: list[str]) -> int:
         from dlm_bench import run
 
         return run.main(argv[1:])
-    if argv[:1] == ["gpu-bench"]:
-        from dlm_bench.speed_of_light import run
-
-        return run.main(argv[1:])
     if argv[:1] == ["quality"]:
         from dlm_bench.quality import run
 
@@ -82,7 +78,6 @@ def _parser() -> argparse.ArgumentParser:
 
     generate_command.add_to(commands)
     commands.add_parser("bench", help="measure ceilings, ops and denoising steps", add_help=False)
-    commands.add_parser("gpu-bench", help="hold a GPU's times to the targets", add_help=False)
     commands.add_parser("train", help="train the small model, or one of yours", add_help=False)
     commands.add_parser("quality", help="measure quality beside speed", add_help=False)
     commands.add_parser(
@@ -131,17 +126,10 @@ def _device_line(device: torch.device) -> str:
     if device.type == "cpu":
         return f"{torch.get_num_threads()} threads, {backend}"
     arch = launch.arch_of(device)
-    tables = (
-        launch.BLOCK_ATTENTION,
-        launch.CONFIDENCE,
-        launch.LINEAR,
-        launch.LM_HEAD,
-        launch.REMASK_SCATTER,
-    )
-    entries = [entry for table in tables for entry in _entries(table[arch])]
-    n_tuned = sum(entry.tuned for entry in entries)
+    tables = (launch.BLOCK_ATTENTION, launch.CONFIDENCE, launch.LINEAR, launch.LM_HEAD)
+    n_tuned = sum(entry.tuned for table in tables for entry in _entries(table[arch]))
     name = torch.cuda.get_device_name(device)
-    return f"{name}, {backend}, launch table {arch}: {n_tuned} of {len(entries)} entries tuned"
+    return f"{name}, {backend}, launch table {arch}: {n_tuned or 'no'} entries tuned"
 
 
 def _entries(table) -> Iterator:

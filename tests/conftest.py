@@ -1,8 +1,7 @@
-"""What all tests share: the device, chosen once, and skips that say why."""
+"""What all tests share: which of them run here, and where."""
 
 import functools
 import importlib.util
-import inspect
 import os
 from collections.abc import Iterator
 
@@ -17,52 +16,69 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Tensors and models of tests are so small that they spend their time waking a second thread.
 torch.set_num_threads(1)
 
-if importlib.util.find_spec("hypothesis"):
-    from hypothesis import settings
 
-    # No deadline: on a busy machine an interpreted kernel takes seconds.
-    settings.register_profile(
-        "dlm", deadline=None, max_examples=50, derandomize="CI" in os.environ, print_blob=True
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full", action="store_true", help="also run what is marked full, and more examples"
     )
-    settings.load_profile("dlm")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if CUDA:
-        return
+def pytest_configure(config: pytest.Config) -> None:
+    if importlib.util.find_spec("hypothesis"):
+        from hypothesis import settings
+
+        # No deadline: on a busy machine an interpreted kernel takes seconds.
+        settings.register_profile(
+            "dlm",
+            deadline=None,
+            max_examples=50 if config.option.full else 15,
+            derandomize="CI" in os.environ,
+            print_blob=True,
+        )
+        settings.load_profile("dlm")
+
+
+def gpu_tests_can_run() -> bool:
+    """Whether what is marked gpu can run here."""
+    return CUDA
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what is marked full without --full, and what is marked gpu where it can't run.
+
+    `--collect-only` leaves the latter in, so that `--collect-only -m gpu` lists it anywhere.
+    """
+    left_out = set() if config.option.full else {"full"}
+    if not gpu_tests_can_run() and not config.option.collectonly:
+        left_out.add("gpu")
+    kept, deselected = [], []
     for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, torch sees none"))
+        marks = {mark.name for mark in item.iter_markers()}
+        (deselected if marks & left_out else kept).append(item)
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = kept
 
 
 @pytest.fixture(scope="session", autouse=True)
-def scan_triton_language_once() -> Iterator[None]:
-    """Halve the interpreter's time: it scans triton.language at every call of a jit function."""
+def quick_interpreter() -> Iterator[None]:
+    """Take half of the interpreter's time away, and nothing else.
+
+    It replaces triton.language's functions at every call of a jit function, nested ones too, and
+    after each addition computes whether an integer overflowed, which only a debug build reads.
+    """
     try:
-        from triton import language
         from triton.runtime import interpreter
 
-        patch_one = interpreter._patch_attr
+        options = interpreter.InterpreterOptions(sanitize_overflow=False)
+        patched, scope = interpreter._patch_lang, interpreter._LangPatchScope
     except (ImportError, AttributeError):
         yield
         return
-
-    @functools.cache
-    def builtins_of(package) -> list[str]:
-        members = inspect.getmembers(package, language.core.is_builtin)
-        return [name for name, _ in members]
-
-    def patch_builtin(package, builder, scope) -> None:
-        for name in builtins_of(package):
-            member = getattr(package, name)
-            if language.core.is_builtin(member):
-                patch_one(package, name, member, builder, scope)
-
-    # Looked at before the interpreter has put anything else in their place.
-    for package in (language, language.core, language.tensor, language.math):
-        builtins_of(package)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter, "_patch_builtin", patch_builtin)
+        patch.setattr(interpreter.interpreter_builder, "options", options)
+        patch.setattr(interpreter, "_patch_lang", functools.cache(patched))
+        patch.setattr(scope, "restore", lambda self: None)
         yield
 
 

@@ -5,7 +5,7 @@ The grid is that of an 8B model: blocks of 32, batches 1-64, contexts of 0-32k, 
 it, in float32, that 2 cores get through in a minute.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,34 +27,39 @@ from dlm_kernels import (
     remask_scatter,
     remask_scatter_cost,
 )
+from dlm_kernels.cache_layout import CACHE_DTYPE
 
 from .peers import (
     Runner,
     attention_peers,
     confidence_peers,
     lm_head_peers,
-    loop_over_requests,
     softmax_gather,
     softmax_top2_entropy,
     where_scatter,
 )
 
 CONFIG = PRESETS["8b"]
-BLOCK = CONFIG.block_size
 THRESHOLD = 0.9
 
 # Batch, context. The rows that say most come first, in case time runs out.
 ATTENTION_GRID = {
-    "cuda": [(1, 1024), (1, 32768), (64, 8192), (64, 1024), (64, 32768), (1, 8192)]
-    + [(8, 1024), (8, 8192), (8, 32768), (1, 0), (8, 0), (64, 0)],
+    "cuda": [(1, 1024), (1, 32768), (64, 8192), (64, 32768), (64, 1024), (1, 8192), (1, 131072)]
+    + [(8, 1024), (8, 8192), (8, 32768), (1, 16384), (64, 4096), (1, 0), (8, 0), (64, 0)],
     "cpu": [(1, 1024), (4, 1024), (1, 4096), (1, 0), (4, 0), (4, 4096)],
 }
-CONFIDENCE_GRID = {"cuda": [1, 8, 64, 2, 4, 16, 32], "cpu": [1, 4]}
+FLOAT8_GRID = {"cuda": [(64, 32768), (1, 32768)], "cpu": [(1, 4096)]}
+CONFIDENCE_ROWS = {"cuda": [32, 2048, 256, 64, 128, 512, 1024], "cpu": [32, 128]}
+HEAD_ROWS = {"cuda": [32, 2048, 256, 1, 4096, 128, 512, 64, 1024], "cpu": [32, 128]}
 HEAD_FEATURES = {"cuda": CONFIG.hidden_size, "cpu": 512}
-REMASK_GRID = {"cuda": [1, 8, 64], "cpu": [1, 8, 64]}
+REMASK_BATCHES = (1, 8, 64)
+
+FAST = "ours, fast numerics"
+OTHER_CACHE = "ours, unquantised cache"
 
 # Largest difference between our result and a peer's, as a share of the largest value.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+LARGEST_FLOAT8 = torch.finfo(CACHE_DTYPE).max
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Case:
     """One row of the grid; `build` makes its inputs on a device.
 
     memory: bytes our op takes with its inputs, roughly; a peer that needs more refuses.
+    tolerance: largest difference of a peer's result from ours, as a share of the largest value.
     """
 
     name: str
@@ -85,33 +91,36 @@ class Case:
     cost: Cost
     memory: float
     build: Callable[[torch.device], Workload]
+    tolerance: float
 
 
-def op_cases(device_kind: str, *, quick: bool = False) -> list[Case]:
+def op_cases(device_kind: str, *, quick: bool = False, config: ModelConfig = CONFIG) -> list[Case]:
     """The grid for "cuda" or "cpu"; `quick` takes the first case of each op."""
     dtype = torch.bfloat16 if device_kind == "cuda" else torch.float32
+    features, of = HEAD_FEATURES[device_kind], {"config": config}
+    some_rows = CONFIDENCE_ROWS[device_kind]
     groups = [
-        [confidence_case(batch, dtype) for batch in CONFIDENCE_GRID[device_kind]],
-        [confidence_case(CONFIDENCE_GRID[device_kind][1], dtype, all_statistics=True)],
-        [
-            lm_head_case(batch, HEAD_FEATURES[device_kind], dtype)
-            for batch in CONFIDENCE_GRID[device_kind]
-        ],
-        [remask_case(batch, dtype) for batch in REMASK_GRID[device_kind]],
-        [attention_case(*shape, dtype) for shape in ATTENTION_GRID[device_kind]],
+        [lm_head_case(rows, features, dtype, **of) for rows in HEAD_ROWS[device_kind]],
+        [confidence_case(rows, dtype, **of) for rows in some_rows],
+        [confidence_case(some_rows[1], dtype, all_statistics=True, **of)],
+        [remask_case(batch, dtype, **of) for batch in REMASK_BATCHES],
+        [attention_case(*shape, dtype, **of) for shape in ATTENTION_GRID[device_kind]],
+        [attention_case(*shape, dtype, float8=True, **of) for shape in FLOAT8_GRID[device_kind]],
     ]
+    if device_kind == "cuda":
+        groups.append([confidence_case(2048, torch.float32, **of)])
     return [case for group in groups for case in (group[:1] if quick else group)]
 
 
 def confidence_case(
-    batch: int,
+    rows: int,
     dtype: torch.dtype,
     *,
     all_statistics: bool = False,
     config: ModelConfig = CONFIG,
 ) -> Case:
     """Statistics of a step's logits; with `all_statistics` entropy and margin too."""
-    rows, vocab = batch * config.block_size, config.vocab_size
+    vocab = config.vocab_size
     extra = {"entropy": all_statistics, "margin": all_statistics}
 
     def build(device: torch.device) -> Workload:
@@ -135,19 +144,20 @@ def confidence_case(
 
     return Case(
         "confidence, all statistics" if all_statistics else "confidence",
-        {"batch": batch, "block": config.block_size, "vocab": vocab},
+        {"rows": rows, "vocab": vocab},
         dtype,
         confidence_cost(rows, vocab, itemsize=dtype.itemsize, **extra),
         memory=rows * vocab * (dtype.itemsize + 4.0),  # logits are drawn in float32
         build=build,
+        tolerance=TOLERANCE[dtype],
     )
 
 
 def lm_head_case(
-    batch: int, features: int, dtype: torch.dtype, *, config: ModelConfig = CONFIG
+    rows: int, features: int, dtype: torch.dtype, *, config: ModelConfig = CONFIG
 ) -> Case:
     """A step's hidden states to the statistics of their logits."""
-    rows, vocab = batch * config.block_size, config.vocab_size
+    vocab = config.vocab_size
 
     def build(device: torch.device) -> Workload:
         hidden = torch.randn(rows, features, device=device, dtype=dtype)
@@ -163,16 +173,16 @@ def lm_head_case(
             token, probability = softmax_gather(result) if torch.is_tensor(result) else result[:2]
             return (hidden * head[token.long()]).sum(-1, dtype=torch.float32), probability
 
-        fast = {"ours, fast numerics": lambda: run("fast")}
-        return Workload(run, fast | lm_head_peers(hidden, head), view)
+        return Workload(run, {FAST: lambda: run("fast")} | lm_head_peers(hidden, head), view)
 
     return Case(
         "lm_head_confidence",
-        {"batch": batch, "block": config.block_size, "features": features, "vocab": vocab},
+        {"rows": rows, "features": features, "vocab": vocab},
         dtype,
         lm_head_confidence_cost(rows, features, vocab, itemsize=dtype.itemsize),
         memory=dtype.itemsize * float(features) * (rows + vocab),
         build=build,
+        tolerance=TOLERANCE[dtype],
     )
 
 
@@ -199,7 +209,6 @@ def remask_case(batch: int, dtype: torch.dtype, *, config: ModelConfig = CONFIG)
         given = start[0], candidate, surety
         peers: dict[str, Runner] = {
             "where, argmax, scatter": lambda: where_scatter(*given, **ids, threshold=THRESHOLD),
-            "loop over requests": lambda: loop_over_requests(*given, **ids, threshold=THRESHOLD),
         }
         return Workload(run, peers, view=tuple, reset=lambda: restore(state, start))
 
@@ -210,44 +219,79 @@ def remask_case(batch: int, dtype: torch.dtype, *, config: ModelConfig = CONFIG)
         remask_scatter_cost(batch, block),
         memory=batch * block * 100.0,
         build=build,
+        tolerance=0.0,
     )
 
 
 def attention_case(
-    batch: int, context: int, dtype: torch.dtype, *, config: ModelConfig = CONFIG
+    batch: int,
+    context: int,
+    dtype: torch.dtype,
+    *,
+    float8: bool = False,
+    config: ModelConfig = CONFIG,
 ) -> Case:
-    """A block over its context and itself, bidirectional, as one layer of a denoising step."""
+    """A block over its context and itself, bidirectional, as one layer of a denoising step.
+
+    float8: over a float8 cache; its peer reads the cache from which that was made.
+    """
     query_heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     head_dim, block = config.head_dim, config.block_size
 
     def build(device: torch.device) -> Workload:
-        def random(tokens: int, heads: int) -> Tensor:
-            return torch.randn(batch, tokens, heads, head_dim, device=device, dtype=dtype)
+        q, k, v, *given, lengths = _attention_inputs(batch, context, config, dtype, device)
+        caches, scales = _in_float8(given) if float8 else (given, {})
 
-        q, k, v = random(block, query_heads), random(block, kv_heads), random(block, kv_heads)
-        k_cache, v_cache = random(context, kv_heads), random(context, kv_heads)
-        lengths = torch.full((batch,), context, dtype=torch.int32, device=device)
+        def run(numerics: str = "invariant") -> Tensor:
+            return block_attention(q, *caches, lengths, k, v, numerics=numerics, **scales)
 
-        def fast() -> Tensor:
-            return block_attention(q, k_cache, v_cache, lengths, k, v, numerics="fast")
+        def unquantised() -> Tensor:
+            return block_attention(q, *given, lengths, k, v, numerics="fast")
 
-        return Workload(
-            lambda: block_attention(q, k_cache, v_cache, lengths, k, v),
-            {"ours, fast numerics": fast} | attention_peers(q, k_cache, v_cache, k, v),
-            view=lambda out: (out,),
-        )
+        others = {OTHER_CACHE: unquantised} if float8 else attention_peers(q, *given, k, v)
+        return Workload(run, {FAST: lambda: run("fast")} | others, view=lambda out: (out,))
 
     keys, queries = batch * (context + block), batch * block
     return Case(
-        "block_attention",
+        "block_attention" + ", float8 cache" * float8,
         {"batch": batch, "block": block, "context": context},
         dtype,
         block_attention_cost(
-            batch, block, context, query_heads, kv_heads, head_dim, itemsize=dtype.itemsize
+            batch, block, context, query_heads, kv_heads, head_dim, itemsize=dtype.itemsize,
+            cache_itemsize=1 if float8 else None,
         ),
-        memory=dtype.itemsize * 2.0 * head_dim * (keys * kv_heads + queries * query_heads),
+        memory=dtype.itemsize
+        * 2.0 * head_dim * ((1 + 2 * float8) * keys * kv_heads + queries * query_heads),
         build=build,
-    )
+        # Of values near zero a float8 keeps 4 binary digits.
+        tolerance=0.13 if float8 else TOLERANCE[dtype],
+    )  # fmt: skip
+
+
+def _in_float8(caches: Iterable[Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Caches in float8, and the scales of their heads, as `block_attention` takes them."""
+    found, scales = [], {}
+    for name, cache in zip(("k_scale", "v_scale"), caches, strict=True):
+        scales[name] = cache.abs().amax((0, 1, 3)).float() / LARGEST_FLOAT8
+        scaled = cache / scales[name][:, None].to(cache.dtype)
+        found.append(scaled.clamp_(-LARGEST_FLOAT8, LARGEST_FLOAT8).to(CACHE_DTYPE))
+    return found, scales
+
+
+def _attention_inputs(
+    batch: int, context: int, config: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, ...]:
+    """q, k, v of a block, both caches, and the lengths of the contexts."""
+
+    def random(tokens: int, heads: int) -> Tensor:
+        shape = (batch, tokens, heads, config.head_dim)
+        return torch.randn(shape, device=device, dtype=dtype)
+
+    block, kv_heads = config.block_size, config.num_key_value_heads
+    fresh = random(block, config.num_attention_heads), random(block, kv_heads)
+    caches = random(context, kv_heads), random(context, kv_heads)
+    lengths = torch.full((batch,), context, dtype=torch.int32, device=device)
+    return *fresh, random(block, kv_heads), *caches, lengths
 
 
 def restore(state: BlockState, start: list[Tensor]) -> None:

@@ -3,14 +3,15 @@
 import os
 import platform
 import re
-import shutil
 import subprocess
-import sysconfig
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from dlm_kernels.backend import backend_for
 from dlm_roofline.ceilings import partial_sums
 from dlm_roofline.records import Device
 
@@ -22,6 +23,20 @@ _NVIDIA_SMI_FIELDS = {
     "power limit": "power.limit",
     "temperature, C": "temperature.gpu",
 }
+
+
+def device_for(wanted: str | None) -> torch.device:
+    """The device asked for, or the GPU where there is one.
+
+    Raises:
+        ValueError: there is no such device, or Triton's interpreter is on.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise ValueError("TRITON_INTERPRET is 1; unset it: the interpreter says nothing of speed")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device is cuda, and torch sees no CUDA device; it must be cpu here")
+    kind = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
 
 
 def describe_device(device: torch.device) -> Device:
@@ -52,6 +67,11 @@ def describe_device(device: torch.device) -> Device:
     return Device("cpu", name[1] if name else platform.machine(), details)
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """As torch names it: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def versions() -> dict[str, str]:
     """Versions of what the timings depend on."""
     found = {"python": platform.python_version()}
@@ -64,11 +84,38 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> tuple[str, bool]:
-    """The checkout's commit, and whether files differ from it; ("unknown", True) outside of one."""
+    """The checkout's commit, and whether files differ from it; ("unknown", True) outside of one.
+
+    An installed copy may lie in somebody else's checkout, which does not track it.
+    """
+    tracked = _output_of("git", "ls-files", "--error-unmatch", Path(__file__).name)
     head = _output_of("git", "rev-parse", "HEAD")
-    if head is None:
+    if tracked is None or head is None:
         return "unknown", True
     return head, bool(_output_of("git", "status", "--porcelain"))
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether a fault in a kernel has left the device unusable for this process."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
+def made_by(command: str, device: torch.device) -> dict[str, Any]:
+    """What a record says of its making, as keywords of `Record`: when, from what, by what."""
+    head, dirty = commit()
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "commit": head,
+        "dirty": dirty,
+        "command": command,
+        "backend": backend_for(torch.empty(0, device=device)),
+        "versions": versions(),
+    }
 
 
 def clocks(device: torch.device) -> dict[str, str]:
@@ -86,19 +133,15 @@ def clocks(device: torch.device) -> dict[str, str]:
 
 
 def check_triton(device: torch.device) -> None:
-    """Run a small kernel; an OSError names what Triton lacks to build or run it."""
+    """Run a small kernel; an OSError says that Triton cannot, and what it needs."""
     try:
         partial_sums(torch.ones(65536, device=device)).sum().item()
     except Exception as error:  # building fails in as many ways as there are compilers
-        compilers = ("cc", "gcc", "clang")
-        header = Path(sysconfig.get_path("include")) / "Python.h"
-        if not os.environ.get("CC") and not any(map(shutil.which, compilers)):
-            why = f"there is no C compiler: CC is not set, and PATH has none of {compilers}"
-        elif not header.exists():
-            why = f"{header} is missing; Python's development files have it"
-        else:
-            why = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise OSError(f"Triton cannot run a kernel on {device}: {why}") from error
+        why = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise OSError(
+            f"Triton cannot run a kernel on {device}, for which it needs a C compiler (CC, or cc on"
+            f" PATH) and Python's header Python.h: {why}"
+        ) from error
 
 
 def _output_of(*command: str) -> str | None:

@@ -4,9 +4,10 @@ A peer takes the same tensors in the same dtype as our op and returns what the o
 results are compared before anything is timed. Which engine does it so is in each docstring.
 """
 
-import functools
 import shutil
 from collections.abc import Callable
+from functools import cache, partial
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,6 @@ from torch.nn.attention.flex_attention import flex_attention
 from dlm_core import KVCache, Model
 from dlm_core.model import Layer, RMSNorm, Rotations
 from dlm_kernels import confidence
-
-from .attention_libraries import library_peers
 
 # A peer, or why it cannot run here.
 Runner = Callable[[], object] | str
@@ -109,30 +108,6 @@ def where_scatter(
     return tokens, ~masked.any(1) | ((tokens == eos_id) & no_mask_before).any(1)
 
 
-def loop_over_requests(
-    tokens: Tensor,
-    candidate: Tensor,
-    confidence: Tensor,
-    *,
-    mask_id: int,
-    eos_id: int,
-    threshold: float,
-) -> tuple[Tensor, Tensor]:
-    """One request after the other, the host asking each how far it is (Fast-dLLM, JetEngine)."""
-    tokens = tokens.clone()
-    done = []
-    for row, ids, sure in zip(tokens, candidate, confidence, strict=True):
-        where = (row == mask_id).nonzero()[:, 0]
-        order = sure[where].argsort(descending=True, stable=True)
-        n = max(1, int((sure[where] >= threshold).sum().item()))
-        chosen = where[order[:n]]
-        row[chosen] = ids[chosen].to(row.dtype)
-        eos = (row == eos_id).nonzero()[:, 0].tolist()
-        masks = (row == mask_id).nonzero()[:, 0].tolist()
-        done.append(not masks or bool(eos) and eos[0] < masks[0])
-    return tokens, torch.tensor(done, device=tokens.device)
-
-
 # --- attention: q, k, v [batch, block, heads, D], cached context [batch, S, kv_heads, D] -> out
 
 
@@ -146,13 +121,13 @@ def attention_peers(
     q: Tensor, k_context: Tensor, v_context: Tensor, k: Tensor, v: Tensor
 ) -> dict[str, Runner]:
     """Every SDPA backend and FlexAttention, over keys laid together beforehand and within the run;
-    libraries of attention kernels, over keys laid together.
+    FlashAttention-3 where it is installed, over keys laid together.
 
     Engines keep the context in a cache and get the block's K/V from the projections, so without a
     kernel that reads both they concatenate in every layer of every step.
     """
 
-    @functools.cache
+    @cache
     def joined() -> tuple[Tensor, Tensor]:
         return torch.cat([k_context, k], 1), torch.cat([v_context, v], 1)
 
@@ -164,13 +139,25 @@ def attention_peers(
 
     peers = {}
     for name, backend in SDPA_BACKENDS.items():
-        attend = functools.partial(_sdpa_by, backend)
+        attend = partial(_sdpa_by, backend)
         peers[f"cat + SDPA {name}"], peers[f"SDPA {name}"] = with_and_without(attend)
     flex = _compiled(_flex, q.device)
     peers["cat + FlexAttention"], peers["FlexAttention"] = (
         (flex, flex) if isinstance(flex, str) else with_and_without(flex)
     )
-    return peers | library_peers(q, joined)
+    peers["FlashAttention-3"] = (
+        partial(_flash_attention_3, q, joined)
+        if find_spec("flash_attn_interface")
+        else "flash_attn_interface is not importable"
+    )
+    return peers
+
+
+def _flash_attention_3(q: Tensor, joined: Callable[[], tuple[Tensor, Tensor]]) -> Tensor:
+    from flash_attn_interface import flash_attn_func
+
+    out = flash_attn_func(q, *joined(), causal=False)
+    return out[0] if isinstance(out, tuple) else out  # some versions also return log-sum-exps
 
 
 def _sdpa_by(backend: SDPBackend, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

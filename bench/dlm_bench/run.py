@@ -2,232 +2,176 @@
 
 import argparse
 import json
-import math
 import os
 import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from torch import Tensor
 from triton.errors import TritonError
 
 from dlm_kernels import Cost
-from dlm_kernels.backend import backend_for
 from dlm_roofline.ceilings import RUNS, free_memory, measure_ceilings
-from dlm_roofline.forward import DENOISE, STEP_NAMES, Forward
+from dlm_roofline.forward import LINEAR, STEP_NAMES
 from dlm_roofline.memory import peak_memory
-from dlm_roofline.model_check import model_check
-from dlm_roofline.op_rates import OpRate, middle
 from dlm_roofline.plots import draw
-from dlm_roofline.records import SCHEMA, Peer, Record, Row, Skipped, Timing, check_writable, save
+from dlm_roofline.records import OUT, BenchRecord, Peer, Row, Skipped, check_writable, save
 from dlm_roofline.step_cost import step_cost, total
 
-from .cases import TOLERANCE, Case, difference, op_cases
-from .machine import check_triton, clocks, commit, describe_device, versions
-from .op_rates import op_rates, reads_float8
+from .calibrate import measured_rates
+from .cases import FAST, Case, difference, op_cases
+from .machine import check_triton, clocks, describe_device, device_for, is_lost, made_by, name_of
+from .models import MOST_MEMORY, Planned, Subject, subjects_of
 from .peers import Runner
-from .plan import Planned
 from .stages import stages_of
-from .steps import StepBench, name_of, written_by
-from .subjects import MOST_MEMORY, Source, Subject, subjects_of
-from .tables import print_tables, ratio_to_peer
-from .timing import LONG_RUNS, Stopwatch
+from .steps import StepBench, written_by
+from .timing import Call, Timer, nothing
 from .tuning.run import BUDGET, tune
 
-# Seconds after which no further row is begun: of ops, so that steps get their share, and of all;
-# without those of waiting for a shared host.
-OPS_UNTIL = {"cpu": 120, "cuda": 240}
+# Seconds after which no further row is begun: of ops, so that forwards get their share, and of all.
+OPS_UNTIL = {"cpu": 120, "cuda": 180}
 ALL_UNTIL = {"cpu": 480, "cuda": 500}
-
-# Slowest floor of a case still worth starting: plain torch can take many times the roof's time.
-LONGEST_FLOOR = 0.25
-
-# How many times its floor a forward is taken to need, until one of its kind has been measured.
-SLOWER = 2.0
-
-# Seconds to spend on one timing of an op's rates; and in all, unless told otherwise, on waiting for
-# a host that is not as it was when the run began.
-RATE_BUDGET, PATIENCE = 0.1, 240.0
 
 # Load a core before the run, of others' work, from which a host's times say little.
 BUSY = 0.5
 
-# What may stop one case without stopping the bench: torch out of memory, a device error, a kernel
+# What may stop one row without stopping the bench: torch out of memory, a device error, a kernel
 # that does not compile.
 FAULTS = (RuntimeError, TritonError)
 
-# The peer of stages and forwards.
-PLAIN = "plain torch"
+PLAIN = "plain torch"  # the peer of stages and forwards
 
-Call = Callable[[], object]
+
+class DeviceLost(Exception):
+    """The device answers nothing any more; what it was doing is the message."""
 
 
 class Bench:
     """One run under way: what is measured goes into the record at once, and the record to disk."""
 
     def __init__(
-        self,
-        record: Record,
-        out: Path,
-        device: torch.device,
-        subjects: list[Subject],
-        *,
-        quick: bool,
-        patience: float,
-        progress: Progress,
+        self, record: BenchRecord, path: Path, device: torch.device, progress: Progress
     ) -> None:
-        self.record, self.out, self.device = record, out, device
-        self.cases = op_cases(device.type, quick=quick)
-        self.stopwatch = Stopwatch(device, budget=0.05 if quick else 0.5, patience=patience)
+        self.record, self.path, self.device = record, path, device
         self.began = time.monotonic()
-        # How many times its floor a forward takes, by the last one measured of a model and kind.
-        self._slower: dict[tuple[str, str], float] = {}
-        self._rates: dict[str, list[OpRate]] = {}
-        self._failed_rates: set[str] = set()
-        self._row, self._rows = 0, len(self.cases) + sum(each.rows for each in subjects)
-        self._progress = progress
-        self._task = progress.add_task("", total=None)
+        self._progress, self._task = progress, progress.add_task("", total=None)
 
-    def ops(self) -> None:
-        for i, case in enumerate(self.cases):
-            title = f"{case.name} {_sizes(case.shape)}"
-            self._show(title)
-            try:
-                reason = self._reason_to_skip(case)
-                if reason is None:
-                    self._op(case)
-            except FAULTS as error:
-                reason = reason_of(error)
-            if reason:
-                self._skip(title, reason)
-            self._done_up_to(i + 1)
+    def ops(self, *, quick: bool) -> None:
+        timer = Timer(self.device, budget=0.05 if quick else 0.3)
+        for case in op_cases(self.device.type, quick=quick):
+            what = f"{case.name} {_sizes(case.shape)}"
+            self._attempt(
+                what, partial(self._reason_to_skip_op, case), partial(self._op, case, timer)
+            )
 
     def rates(self) -> None:
-        """What our ops reach at shapes of no model, which predictions of forwards rest on.
+        """What our ops reach on a GPU at shapes of no model, which predictions rest on."""
+        if self.device.type != "cuda":
+            return
+        timer = Timer(self.device, budget=0.1)
+        for name, measure in measured_rates(timer):
 
-        Measured several times over a run, of which the medians count; one that failed is not tried
-        again.
-        """
-        self.stopwatch.budget = RATE_BUDGET
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        for name, measure in op_rates(self.device, dtype, self._clock()).items():
-            if name in self._failed_rates:
-                continue
-            self._show(f"rate of {name}")
-            try:
-                self._rates.setdefault(name, []).append(measure())
-                self.record.ceilings.ops[name] = middle(self._rates[name])
-            except (*FAULTS, ValueError, TypeError) as error:  # noise may leave nothing to solve
-                self._failed_rates.add(name)
-                self._skip(f"rate of {name}", reason_of(error))
+            def keep(name: str = name, measure: Callable = measure) -> None:
+                self.record.ceilings.ops[name] = measure()
+
+            self._attempt(f"rate of {name}", lambda: None, keep)
 
     def steps(self, subject: Subject) -> None:
-        """Forwards of the first candidate that can be made."""
-        self.stopwatch.budget = subject.budget
-        for source in subject.candidates:
-            self._show(f"making {source.name}")
-            try:
-                source.model()
-            except FAULTS as error:
-                self._skip(f"steps of {source.name}", reason_of(error))
-                continue
-            self._steps_of(source, subject.planned(source))
-            return
+        self.record.models[subject.name] = subject.config
+        timer = Timer(self.device, budget=subject.budget)
+        for planned in subject.planned:
+            what = f"{subject.name}: {_named(planned)}"
+            reason = partial(self._reason_to_skip_forward, subject, planned)
+            self._attempt(what, reason, partial(self._forward, subject, planned, timer))
 
-    def _steps_of(self, source: Source, planned: list[Planned]) -> None:
-        self.record.models[source.name] = source.config
-        for each in planned:
-            title = f"{source.name}: {_named(each.forward)}"
-            end = self._row + each.rows(source.config)
-            reason = self._reason_to_skip_forward(source, each)
-            try:
-                if reason is None:
-                    reason = self._forward(source, each)
-            except FAULTS as error:
-                reason = reason_of(error)
-            if reason:
-                self._skip(title, reason)
-            self._done_up_to(end)
+    def _attempt(self, what: str, reason_to_skip: Callable[[], str | None], run: Call) -> None:
+        """Run it, or list it as skipped, with the reason; then what is there goes to disk."""
+        self._progress.update(self._task, description=what)
+        try:
+            reason = reason_to_skip()
+            if reason is None:
+                run()
+        except (*FAULTS, ValueError, TypeError) as error:
+            reason = reason_of(error)
+            if is_lost(self.device):
+                raise DeviceLost(f"the device is lost: {reason}") from error
+        if reason:
+            self.record.skipped.append(Skipped(what, reason))
+            if reason != "out of time":  # of these the tables list what may be many
+                self._progress.console.print(f"skipped {what}: {reason}", highlight=False)
+        save(self.record, self.path)
 
-    def _op(self, case: Case) -> None:
+    def _op(self, case: Case, timer: Timer) -> None:
         work = case.build(self.device)
         work.reset()
         ours = tuple(tensor.clone() for tensor in work.view(work.run()))
-        timing = self.stopwatch.time(work.run, reset=work.reset)
-        peers = [
-            timed_peer(self.stopwatch.time, name, runner, work.view, ours, TOLERANCE[case.dtype])
-            for name, runner in work.peers.items()
-        ]
-        dtype, cost = name_of(case.dtype), case.cost
+        check = partial(_differs, work.view, ours, case.tolerance)
+        runs, refused = willing(work.peers, check)
+        timings = timer.compare({"": work.run, **runs}, reset=work.reset)
+        mine = timings.pop("")
+        peers = [*(Peer(name, timing, None) for name, timing in timings.items()), *refused]
+        cost = case.cost
         amounts = (cost.flops, cost.bytes, cost.exps)
-        self._add(Row("op", case.name, None, None, case.shape, dtype, *amounts, timing, peers))
+        row = Row("op", case.name, None, None, case.shape, name_of(case.dtype), *amounts, mine)
+        self.record.rows.append(replace(row, peers=peers, peak=self._peak(work.run)))
 
-    def _forward(self, source: Source, planned: Planned) -> str | None:
-        """Measure a forward and its stages, or say why this model or device cannot run it."""
-        forward, clock = planned.forward, self._clock()
-        if forward.float8_cache and not reads_float8(self.device):
-            return "Triton reads a float8 cache from compute capability 8.9 on"
-        try:
-            bench = StepBench(source.model(forward.weights), forward)
-        except (ValueError, TypeError) as error:  # later these would be mistakes of ours
-            return reason_of(error)
-        costs = step_cost(source.config, forward)
+    def _forward(self, subject: Subject, planned: Planned, timer: Timer) -> None:
+        """Measure a forward, and its stages if they are planned."""
+        forward = planned.forward
+        if forward.float8_cache and self.device.type == "cuda":
+            if torch.cuda.get_device_capability(self.device) < (8, 9):
+                raise ValueError("Triton reads a float8 cache from compute capability 8.9 on")
+        bench = StepBench(subject.model(forward.weights), forward)
+        costs = step_cost(subject.config, forward)
 
-        def timed(name: str, cost: Cost, run: Call, peers: dict[str, Call]) -> Row:
-            self._show(f"{source.name}: {_named(forward)}: {name}")
-            timing = clock(run, reset=bench.reset)
-            others = [
-                _step_peer(peer, partial(clock, each, reset=bench.reset))
-                for peer, each in peers.items()
-            ]
+        def timed(name: str, cost: Cost, run: Call, peers: Mapping[str, Call]) -> None:
+            runs, refused = willing(peers, lambda result: None, bench.reset)
+            timings = timer.compare({"": run, **runs}, reset=bench.reset)
+            mine = timings.pop("")
+            others = [*(Peer(peer, timing, None) for peer, timing in timings.items()), *refused]
             bench.check()
-            return self._add(Row.of_stage(name, source.name, forward, cost, timing, peers=others))
+            row = Row.of_model(name, subject.name, forward, cost, mine, peers=others)
+            self.record.rows.append(row)
 
         if planned.stages:
             for stage, (run, peer) in stages_of(bench).items():
-                peers = {PLAIN: peer} if planned.peers and peer else {}
-                timed(stage, costs[stage], run, peers)
-        peers = {PLAIN: bench.peer} if planned.stages and bench.has_peer else {}
-        if planned.peers:  # below 1: what invariance costs
-            peers["ours, fast numerics"] = partial(bench.step, "fast")
-        row = timed(STEP_NAMES[forward.kind], total(costs), bench.step, peers)
-        if planned.peers and row.timing.graph:
-            eager = partial(self.stopwatch.time, bench.step, reset=bench.reset)
-            row.peers.append(_step_peer("ours, launched eagerly", eager))
-        self._slower[source.name, forward.kind] = row.timing.median / self.record.floor(row)
-        return None
+                timed(stage, costs[stage], run, {PLAIN: peer} if planned.peers and peer else {})
+        peers: dict[str, Call] = {}
+        if planned.peers:
+            peers = {PLAIN: bench.peer} if bench.has_peer else {}
+            peers[FAST] = partial(bench.step, "fast")
+        timed(STEP_NAMES[forward.kind], total(costs), bench.step, peers)
 
-    def _clock(self) -> Callable[..., Timing]:
-        """How stages and steps are timed: on a GPU without the host's launches."""
-        return self.stopwatch.time_graph if self.device.type == "cuda" else self.stopwatch.time
+    def _peak(self, run: Call) -> int | None:
+        """Bytes that a run allocates at most; None on a host, which does not count them."""
+        if self.device.type != "cuda":
+            return None
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        run()
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.max_memory_allocated(self.device) - before
 
-    def _reason_to_skip(self, case: Case) -> str | None:
-        if self._elapsed() > OPS_UNTIL[self.device.type]:
-            return "out of time"
-        if reason := self._no_room_for(case.memory):
-            return reason
-        if (floor := self.record.roof(name_of(case.dtype)).seconds(case.cost)) > LONGEST_FLOOR:
-            return f"predicted to take {floor:.1f} s at the very least"
-        return None
+    def _reason_to_skip_op(self, case: Case) -> str | None:
+        return self._late(OPS_UNTIL) or self._no_room_for(case.memory)
 
-    def _reason_to_skip_forward(self, source: Source, planned: Planned) -> str | None:
-        forward, left = planned.forward, ALL_UNTIL[self.device.type] - self._elapsed()
-        floor = self.record.roof(forward.dtype).step_seconds(step_cost(source.config, forward))
-        runs = (2 if planned.stages else 1) * (1 + LONG_RUNS)
-        needed = runs * floor * self._slower.get((source.name, forward.kind), SLOWER)
-        if left < needed:
-            return f"out of time: takes about {needed:.1f} s, and {max(left, 0):.1f} s are left"
+    def _reason_to_skip_forward(self, subject: Subject, planned: Planned) -> str | None:
+        forward = planned.forward
         cached = forward.context + written_by(forward)
-        peak = peak_memory(source.config, forward, cached, backend=self.record.backend)
-        return self._no_room_for(peak.total - peak.weights)
+        peak = peak_memory(subject.config, forward, cached, backend=self.record.backend)
+        return self._late(ALL_UNTIL) or self._no_room_for(peak.total - peak.weights)
+
+    def _late(self, until: Mapping[str, int]) -> str | None:
+        late = time.monotonic() - self.began > until[self.device.type]
+        return "out of time" if late else None
 
     def _no_room_for(self, needed: float) -> str | None:
         free = free_memory(self.device)
@@ -235,34 +179,58 @@ class Bench:
             return f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free"
         return None
 
-    def _add(self, row: Row) -> Row:
-        self.record.rows.append(row)
-        self._row += 1
-        return row
 
-    def _done_up_to(self, row: int) -> None:
-        """Rows up to this one were measured or skipped; what is there goes to disk."""
-        self._row = row
-        save(self.record, self.out)
+def willing(
+    peers: Mapping[str, Runner], differs: Callable[[object], str | None], reset: Call = nothing
+) -> tuple[dict[str, Call], list[Peer]]:
+    """Peers that ran once with a result that doesn't differ, and the others with their reason.
 
-    def _skip(self, what: str, why: str) -> None:
-        self.record.skipped.append(Skipped(what, why))
-        if not why.startswith("out of time"):  # of these the tables list what may be many
-            self._progress.console.print(f"skipped {what}: {why}", highlight=False)
+    differs: what is wrong with a result, or None.
+    """
+    runs, refused = dict[str, Call](), list[Peer]()
+    for name, runner in peers.items():
+        said: list[warnings.WarningMessage] = []
+        reason = runner if isinstance(runner, str) else None
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                if reason is None:
+                    reset()
+                    reason = differs(runner())
+        except Exception as error:  # a peer may fail in any way; the bench goes on
+            reason = reason_of(error, said)
+        if reason is None:
+            runs[name] = runner
+        else:
+            refused.append(Peer(name, None, reason))
+    return runs, refused
 
-    def _show(self, what: str) -> None:
-        words = f"row {self._row + 1} of {self._rows}: {what}"
-        self._progress.update(self._task, description=words)
 
-    def _elapsed(self) -> float:
-        return time.monotonic() - self.began - self.stopwatch.waited
+def reason_of(error: Exception, said: Iterable[warnings.WarningMessage] = ()) -> str:
+    """An error's first line, and what torch warned of before it, which is where SDPA says why."""
+    lines = [str(error).strip().split("\n")[0] or type(error).__name__]
+    lines += [str(warning.message).split(" (Triggered")[0].strip() for warning in said]
+    return "; ".join(dict.fromkeys(lines))[:300]
+
+
+def _differs(
+    view: Callable[[object], tuple[Tensor, ...]],
+    ours: tuple[Tensor, ...],
+    tolerance: float,
+    result: object,
+) -> str | None:
+    apart = difference(ours, view(result))
+    return None if apart <= tolerance else f"its result differs from ours by {apart:.1e}"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the bench; 0 if it ran to its end, 1 on an error, 130 if it was interrupted."""
     arguments = _arguments(argv)
     try:
-        return _run(arguments)
+        device = device_for(arguments.device)
+        if arguments.tune:
+            return tune(device, arguments.budget or BUDGET)
+        return _run(arguments, device)
     except (OSError, ValueError, TypeError, torch.OutOfMemoryError) as error:
         print(f"dlm bench: {error}", file=sys.stderr)
         return 1
@@ -271,52 +239,40 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    device = _device(arguments.device)
-    if arguments.tune:
-        return tune(device, arguments.budget)
-    check_writable(arguments.out)
+def _run(arguments: argparse.Namespace, device: torch.device) -> int:
+    quick, out = arguments.quick, arguments.out
+    check_writable(out)
     if device.type == "cuda":
         check_triton(device)
     if warning := busy_host(device):
         print(f"dlm bench: {warning}", file=sys.stderr)
-    subjects = subjects_of(arguments.folder, device, quick=arguments.quick)
-    console = Console() if sys.stdout.isatty() else Console(width=150)
+    subjects = subjects_of(arguments.folder, device, quick=quick)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         ceilings_task = progress.add_task("ceilings of the device", total=None)
-        record = _begin(device, arguments)
+        ceilings = measure_ceilings(device, runs=3 if quick else RUNS)
         progress.remove_task(ceilings_task)
-        bench = Bench(
-            record,
-            arguments.out,
-            device,
-            subjects,
-            quick=arguments.quick,
-            patience=_patience(arguments),
-            progress=progress,
+        described = describe_device(device)
+        # Last there were matrix products: an idle GPU would state the clocks of an idle GPU.
+        described = replace(described, details=described.details | clocks(device))
+        scope = "quick" if quick else "folder" if arguments.folder else "standard"
+        record = BenchRecord(
+            scope=scope, device=described, ceilings=ceilings, **made_by(_command(arguments), device)
         )
-        save(record, arguments.out)
+        path = out / record.file_name
+        bench = Bench(record, path, device, progress)
         try:
-            bench.ops()
+            bench.ops(quick=quick)
             bench.rates()
             for subject in subjects:
                 bench.steps(subject)
-                bench.rates()
-        except KeyboardInterrupt:
-            progress.console.print("interrupted: what was measured so far is kept")
+        except (KeyboardInterrupt, DeviceLost) as error:
+            why = str(error) or "interrupted"
+            progress.console.print(f"{why}: what was measured so far is kept", soft_wrap=True)
         else:
             record = replace(record, complete=True)
-    path = save(record, arguments.out)
-    print_tables(record, console)
-    try:
-        pictures = draw(record, path)
-    except ModuleNotFoundError as error:
-        pictures = []
-        console.print(f"no pictures ({error}); `dlm roofline {path}` draws them where it is there")
-    for written in (path, *pictures):
-        console.print(f"wrote {written}", highlight=False, soft_wrap=True)
-    print(json.dumps(_closing(record, path)))
+    save(record, path)
+    _show(record, path)
     return 0 if record.complete else 130
 
 
@@ -325,32 +281,9 @@ def busy_host(device: torch.device) -> str | None:
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if device.type != "cpu" or load < BUSY * cores:
         return None
-    fewer = ", or set OMP_NUM_THREADS=1, which suffers less" if torch.get_num_threads() > 1 else ""
     return (
         f"the load is {load:.1f} on {cores} cores before anything was run: others are at work, and"
-        f" times will be too long by factors. Wait for them{fewer}"
-    )
-
-
-def _begin(device: torch.device, arguments: argparse.Namespace) -> Record:
-    """A record with ceilings and no rows yet."""
-    head, dirty = commit()
-    described = describe_device(device)
-    ceilings = measure_ceilings(device, runs=3 if arguments.quick else RUNS)
-    # Last there were matrix products: an idle GPU would state the clocks of an idle GPU.
-    described = replace(described, details=described.details | clocks(device))
-    return Record(
-        schema=SCHEMA,
-        complete=False,
-        scope="quick" if arguments.quick else "folder" if arguments.folder else "standard",
-        date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        commit=head,
-        dirty=dirty,
-        command=_command(arguments),
-        backend=backend_for(torch.empty(0, device=device)),
-        versions=versions(),
-        device=described,
-        ceilings=ceilings,
+        " times will be too long; ratios to peers still hold, since those take turns"
     )
 
 
@@ -363,15 +296,7 @@ def _command(arguments: argparse.Namespace) -> str:
     words += ["--quick"] * arguments.quick
     if arguments.device:
         words += ["--device", arguments.device]
-    if arguments.patience is not None:
-        words += ["--patience", f"{arguments.patience:g}"]
     return shlex.join(words)
-
-
-def _patience(arguments: argparse.Namespace) -> float:
-    if arguments.patience is not None:
-        return arguments.patience
-    return 0.0 if arguments.quick else PATIENCE
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -379,17 +304,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="dlm bench", description="Measure ceilings, ops and forwards of models on one device."
     )
     parser.add_argument("folder", nargs="?", type=Path, help="checkpoint whose steps are timed")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="for record and pictures")
+    parser.add_argument("--out", type=Path, default=OUT, help="for record and pictures")
     parser.add_argument("--quick", action="store_true", help="a few rows only: does it all run?")
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), help="default: cuda where there is one"
-    )
-    parser.add_argument(
-        "--patience",
-        type=float,
-        metavar="SECONDS",
-        help="on a host: to wait in all while others who share it change its pace;"
-        f" default: {PATIENCE:g}, with --quick 0",
     )
     parser.add_argument(
         "--tune", action="store_true", help="search for the fastest launch table instead, keep it"
@@ -398,85 +316,32 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--budget", type=float, metavar="SECONDS", help=f"of --tune; default: {BUDGET}"
     )
     arguments = parser.parse_args(argv)
-    patience = arguments.patience
-    if patience is not None and not 0 <= patience < math.inf:
-        parser.error(f"argument --patience: {patience:g}; it must be a number of seconds from 0 on")
-    if arguments.tune:
-        folder, quick = arguments.folder, arguments.quick or None
-        others = {"FOLDER": folder, "--quick": quick, "--patience": patience}
-        for name, given in others.items():
-            if given is not None:
-                parser.error(f"argument --tune: not allowed with {name}")
-        arguments.budget = BUDGET if arguments.budget is None else arguments.budget
-    elif arguments.budget is not None:
-        parser.error("argument --budget: needs --tune")
+    if arguments.tune and (arguments.folder or arguments.quick):
+        parser.error("argument --tune: not allowed with FOLDER or --quick")
+    if arguments.budget is not None and not (arguments.tune and arguments.budget > 0):
+        parser.error("argument --budget: needs --tune, and a number of seconds above 0")
     return arguments
 
 
-def _device(wanted: str | None) -> torch.device:
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise ValueError("TRITON_INTERPRET is 1; unset it: the interpreter says nothing of speed")
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device is cuda, and torch sees no CUDA device; it must be cpu here")
-    kind = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
-
-
-def _step_peer(name: str, time_it: Callable[[], Timing]) -> Peer:
+def _show(record: BenchRecord, path: Path) -> None:
+    """Tables and pictures of what was measured, and one line for programs."""
+    console = Console() if sys.stdout.isatty() else Console(width=150)
     try:
-        return Peer(name, time_it(), None)
-    except FAULTS as error:
-        return Peer(name, None, reason_of(error))
+        from .tables import print_record
+
+        print_record(record, console)
+        pictures = draw(record, path)
+    except ModuleNotFoundError as error:
+        pictures = []
+        console.print(f"no tables or pictures ({error}); `dlm roofline {path}` draws elsewhere")
+    for written in (path, *pictures):
+        console.print(f"wrote {written}", highlight=False, soft_wrap=True)
+    print(json.dumps(closing_line(record, path)))
 
 
-def timed_peer(
-    clock: Callable[[Callable[[], object]], Timing],
-    name: str,
-    runner: Runner,
-    view: Callable[[object], tuple[torch.Tensor, ...]],
-    ours: tuple[torch.Tensor, ...],
-    tolerance: float,
-) -> Peer:
-    """Time a peer, once its result is known to be ours. Whatever stops it is reported."""
-    if isinstance(runner, str):
-        return Peer(name, None, runner)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        try:
-            apart = difference(ours, view(runner()))
-            if not apart <= tolerance:
-                return Peer(name, None, f"its result differs from ours by {apart:.1e}")
-            return Peer(name, clock(runner), None)
-        except Exception as error:  # a peer may fail in any way; the bench goes on
-            return Peer(name, None, reason_of(error, said))
-
-
-def reason_of(error: Exception, said: Iterable[warnings.WarningMessage] = ()) -> str:
-    """An error's first line, and what torch warned of before it, which is where SDPA says why."""
-    lines = [str(error).strip().split("\n")[0] or type(error).__name__]
-    lines += [str(warning.message).split(" (Triggered")[0].strip() for warning in said]
-    return "; ".join(dict.fromkeys(lines))[:300]
-
-
-def _sizes(shape: dict[str, int]) -> str:
-    return ", ".join(f"{name} {size}" for name, size in shape.items())
-
-
-def _named(forward: Forward) -> str:
-    """A forward in words."""
-    sizes = {"batch": forward.batch, "block": forward.block, "context": forward.context}
-    return f"{STEP_NAMES[forward.kind]}, {_sizes(sizes)}{forward.in_few_bits}"
-
-
-def _closing(record: Record, path: Path) -> dict[str, object]:
-    """The run in one line for programs: ceilings, and steps of the folder's model or the last."""
-    models = list(record.models)
-    told = models[:1] if record.scope == "folder" else models[-1:]
-    steps = [
-        row
-        for row in record.rows
-        if row.name == STEP_NAMES[DENOISE] and row.model in told and record.stages_of(row)
-    ]
+def closing_line(record: BenchRecord, path: Path) -> dict[str, object]:
+    """The run in one line for programs: ceilings, steps that have a peer, and both cycles."""
+    steps = [row for row in record.steps() if row.peers or row.forward.kind == LINEAR]
     return {
         "record": str(path),
         "complete": record.complete,
@@ -485,26 +350,26 @@ def _closing(record: Record, path: Path) -> dict[str, object]:
         "backend": record.backend,
         "read_GB_s": round(record.ceilings.read.best / 1e9, 1),
         "matmul_TFLOP_s": {k: round(v.best / 1e12, 3) for k, v in record.ceilings.matmul.items()},
-        "model_error": _model_error(record),
         "steps": [
             {
                 "model": row.model,
+                "kind": row.forward.kind,
                 **row.sizes,
                 "ms": round(row.timing.median * 1e3, 3),
                 "percent_of_roof": round(100 * record.floor(row) / row.timing.median, 1),
-                "ratio_to_plain_torch": _rounded(ratio_to_peer(row, PLAIN)),
+                "ratio_to_plain_torch": (ratio := row.ratio(PLAIN)) and round(ratio, 3),
             }
             for row in steps
         ],
     }
 
 
-def _model_error(record: Record) -> dict[str, float | bool | None]:
-    """How far predictions are from what was measured."""
-    check = model_check(record)
-    figures = {"median": _rounded(check.median), "worst": _rounded(check.worst)}
-    return figures | {"holds": check.holds}
+def _sizes(shape: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in shape.items())
 
 
-def _rounded(figure: float | None) -> float | None:
-    return None if figure is None else round(figure, 3)
+def _named(planned: Planned) -> str:
+    """A forward in words."""
+    forward = planned.forward
+    sizes = {"batch": forward.batch, "block": forward.block, "context": forward.context}
+    return f"{STEP_NAMES[forward.kind]}, {_sizes(sizes)}{forward.in_few_bits}"

@@ -14,12 +14,13 @@ from dlm_core.decoding.denoise import Needs, denoise_step
 from dlm_core.decoding.prefill import extend
 from dlm_core.decoding.runner import Runner
 from dlm_core.decoding.sampling import Sampling, SamplingTable
-from dlm_core.decoding.self_speculation import quadratic_cycle
+from dlm_core.decoding.self_speculation import linear_cycle, quadratic_cycle
 from dlm_kernels import BlockState, Rule, RuleTable, raise_on_error
 from dlm_kernels.cache_layout import CACHE_DTYPE
-from dlm_roofline.forward import DECODE, DENOISE, DRAFT, QUADRATIC, VERIFY, Forward
+from dlm_roofline.forward import DECODE, DENOISE, DRAFT, LINEAR, QUADRATIC, VERIFY, Forward
 
 from .cases import THRESHOLD, restore
+from .machine import name_of
 from .peers import plain_logits, plain_step
 
 
@@ -30,16 +31,16 @@ class StepBench:
     logits counts; what is decoded or verified are random tokens.
 
     Raises:
-        ValueError: the forward's dtype, weights or shards are not the model's, or its context and
-            block do not fit into the model's positions.
+        ValueError: the forward's dtype or weights are not the model's, or its context and block do
+            not fit into the model's positions.
     """
 
     def __init__(self, model: Model, forward: Forward) -> None:
-        held = (name_of(model.dtype), model.quantization, 1)
-        if (forward.dtype, forward.weights, forward.shards) != held:
+        held = name_of(model.dtype), model.quantization
+        if (forward.dtype, forward.weights) != held:
             raise ValueError(
-                f"forward has dtype, weights and shards {forward.dtype}, {forward.weights},"
-                f" {forward.shards}; the model has {', '.join(map(str, held))}"
+                f"forward has dtype and weights {forward.dtype}, {forward.weights}; the model has"
+                f" {held[0]}, {held[1]}"
             )
         self.model, self.forward, self.runner = model, forward, Runner.of(model)
         self.cache = random_cache(model, forward)
@@ -78,6 +79,9 @@ class StepBench:
         if forward.kind == QUADRATIC:
             shape, seeds = (forward.k, True), self.tokens[:, 0]
             return quadratic_cycle(runner, shape, self.cache, seeds, self._step, self._drafted)[0]
+        if forward.kind == LINEAR:
+            shape, seeds = (forward.block, runner.model.has_draft_lora, True), self.tokens[:, 0]
+            return linear_cycle(runner, shape, self.cache, seeds, self._step)[0]
         hidden = runner.hidden(self.tokens, self.cache, causal=forward.kind == VERIFY)
         return self.choose(runner, hidden)
 
@@ -134,7 +138,8 @@ class StepBench:
 
 def written_by(forward: Forward) -> int:
     """Tokens that a forward leaves in the cache of each request."""
-    return {DECODE: 1, VERIFY: forward.block, QUADRATIC: forward.k}.get(forward.kind, 0)
+    kept = {DECODE: 1, VERIFY: forward.block, LINEAR: forward.block, QUADRATIC: forward.k}
+    return kept.get(forward.kind, 0)
 
 
 def random_cache(model: Model, forward: Forward) -> KVCache:
@@ -147,7 +152,3 @@ def random_cache(model: Model, forward: Forward) -> KVCache:
         tensor.copy_(drawn)
     cache.advance(forward.context)
     return cache
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -43,7 +43,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import error_word, launch, reference, torch_backend
+from . import error_word, launch, torch_backend
 from .backend import backend_for, contents_checked
 from .cache_layout import (
     check_cache,
@@ -682,7 +682,6 @@ def _empty_outputs(q: Tensor, return_lse: bool) -> tuple[Tensor, Tensor]:
 _IMPLEMENTATIONS = {
     "triton": _launch,
     "torch": torch_backend.block_attention,
-    "reference": reference.block_attention,
 }
 
 

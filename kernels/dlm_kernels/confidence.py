@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import error_word, launch, reference, torch_backend
+from . import error_word, launch, torch_backend
 from .backend import backend_for, contents_checked
 from .cost import Cost
 from .validate import (
@@ -503,7 +503,6 @@ def empty_statistics(like: Tensor, entropy: bool, margin: bool) -> tuple[Tensor,
 _IMPLEMENTATIONS = {
     "triton": _launch,
     "torch": torch_backend.confidence,
-    "reference": reference.confidence,
 }
 
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch, reference, torch_backend
+from . import launch, torch_backend
 from .backend import backend_for
 from .cost import Cost
 from .partial_sums import PartialSums, as_partial_sums, load_total
@@ -86,7 +86,6 @@ def _empty_output(sums: Tensor, dtype: torch.dtype) -> Tensor:
 _IMPLEMENTATIONS = {
     "triton": _launch,
     "torch": torch_backend.gated_silu,
-    "reference": reference.gated_silu,
 }
 
 

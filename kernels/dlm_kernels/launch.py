@@ -11,11 +11,13 @@ does.
 """
 
 import json
+import operator
 import typing
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +239,24 @@ LM_HEAD = _by_arch("lm_head_confidence")
 RESIDUAL_NORM = _by_arch("residual_norm")
 GATED_SILU = _by_arch("gated_silu")
 ROPE_KV_WRITE = _by_arch("rope_kv_write")
+
+
+@contextmanager
+def overriding(table: dict, keys: tuple[Hashable, ...], entry: Any) -> Iterator[None]:
+    """Ops launch with `entry` meanwhile, as when tuning or testing.
+
+    Args:
+        table: one of this module's, such as LINEAR.
+        keys: of the place in it, the architecture first.
+        entry: what stands in that place: an entry, or a dict of entries if further keys follow.
+    """
+    *outer, last = keys
+    holder = reduce(operator.getitem, outer, table)
+    present, holder[last] = holder[last], entry
+    try:
+        yield
+    finally:
+        holder[last] = present
 
 
 def arch_of(device: torch.device) -> str:

@@ -44,7 +44,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch, reference, torch_backend
+from . import launch, torch_backend
 from .backend import backend_for
 from .cost import Cost
 from .partial_sums import PartialSums, load_total
@@ -416,7 +416,6 @@ def _empty_output(x: Tensor, values: Tensor) -> Tensor:
 _IMPLEMENTATIONS = {
     "triton": _launch,
     "torch": torch_backend.linear,
-    "reference": reference.linear,
 }
 
 

@@ -31,7 +31,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import error_word, launch, reference, torch_backend
+from . import error_word, launch, torch_backend
 from .backend import backend_for
 from .confidence import (
     Confidence,
@@ -347,17 +347,14 @@ def _empty_partials(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 _IMPLEMENTATIONS = {
     "triton": _launch,
     "torch": torch_backend.lm_head_confidence,
-    "reference": reference.lm_head_confidence,
 }
 _PARTIALS_IMPLEMENTATIONS = {
     "triton": _launch_partials,
     "torch": torch_backend.lm_head_partials,
-    "reference": reference.lm_head_partials,
 }
 _MERGE_IMPLEMENTATIONS = {
     "triton": launch_merge,
     "torch": torch_backend.merge_partials,
-    "reference": reference.merge_partials,
 }
 
 

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import error_word, launch, reference, rules, torch_backend
+from . import error_word, launch, rules, torch_backend
 from .backend import backend_for, contents_checked
 from .cost import Cost
 from .noise import RANDOM_CONFIDENCE, RENOISE, Noise
@@ -402,7 +402,6 @@ def _launch(
 _IMPLEMENTATIONS = {
     "triton": _launch,
     "torch": torch_backend.remask_scatter,
-    "reference": reference.remask_scatter,
 }
 
 

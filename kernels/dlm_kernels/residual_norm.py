@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch, reference, torch_backend
+from . import launch, torch_backend
 from .backend import backend_for
 from .cost import Cost
 from .partial_sums import PartialSums, as_partial_sums, load_total
@@ -116,7 +116,6 @@ def _empty_outputs(residual: Tensor, update: bool) -> tuple[Tensor, Tensor]:
 _IMPLEMENTATIONS = {
     "triton": _launch,
     "torch": torch_backend.residual_norm,
-    "reference": reference.residual_norm,
 }
 
 

@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import error_word, launch, reference, torch_backend
+from . import error_word, launch, torch_backend
 from .backend import backend_for, contents_checked
 from .cache_layout import (
     check_cache,
@@ -317,7 +317,6 @@ def _empty_outputs(
 _IMPLEMENTATIONS = {
     "triton": _launch,
     "torch": torch_backend.rope_kv_write,
-    "reference": reference.rope_kv_write,
 }
 
 

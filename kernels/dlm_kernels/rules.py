@@ -214,10 +214,13 @@ def _repeated(rule: Rule, batch: int, device: torch.device) -> RuleTable:
     return RuleTable.pack([rule] * batch, device)
 
 
-@torch.compiler.assume_constant_result
 def table_of(rule: Rule, batch: int, device: torch.device) -> RuleTable:
     """`rule` for each of `batch` requests; packed once, so that a captured graph copies nothing."""
     return _repeated(rule, batch, device)
+
+
+# As torch.compiler.assume_constant_result marks it, which takes 2 s to import torch._dynamo.
+table_of._dynamo_marked_constant = True
 
 
 # --- presets

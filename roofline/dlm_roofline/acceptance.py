@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .forward import DECODE, DENOISE, DRAFT, QUADRATIC, VERIFY, Forward
-from .json_file import read
+from .records import RESULTS, read
 
-SCHEMA = 1
+SCHEMA = 1  # of files of profiles
+SMALL_MODEL_PROFILE = RESULTS / "quality" / "acceptance.json"  # of its own answers
 
 AUTOREGRESSIVE, DIFFUSION, LINEAR_SPEC, QUADRATIC_SPEC = MODES = (
     "autoregressive", "diffusion", "linear_spec", "quadratic_spec",
@@ -24,10 +25,6 @@ _FORWARDS = {
     LINEAR_SPEC: (DRAFT, VERIFY),
     QUADRATIC_SPEC: (QUADRATIC,),
 }
-
-
-# Speculation of one token would draft none.
-_LEAST_SIZE = {AUTOREGRESSIVE: 1, DIFFUSION: 1, LINEAR_SPEC: 2, QUADRATIC_SPEC: 2}
 
 
 @dataclass(frozen=True)
@@ -50,15 +47,15 @@ class Setting:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode is {self.mode!r}; it must be one of {', '.join(MODES)}")
-        least = _LEAST_SIZE[self.mode]
+        # Speculation of one token would draft none.
+        least = 2 if self.mode in (LINEAR_SPEC, QUADRATIC_SPEC) else 1
         if self.size < least or (self.size != 1 and self.mode == AUTOREGRESSIVE):
             wanted = "1" if self.mode == AUTOREGRESSIVE else f"at least {least}"
             raise ValueError(f"size is {self.size}; it must be {wanted} in {self.mode}")
-        if self.threshold is not None:
-            if self.mode != DIFFUSION:
-                raise ValueError(f"threshold is {self.threshold}; it must be null in {self.mode}")
-            if not 0 <= self.threshold <= 1:
-                raise ValueError(f"threshold is {self.threshold}; it must be in 0 to 1")
+        if self.threshold is not None and (self.mode != DIFFUSION or not 0 <= self.threshold <= 1):
+            raise ValueError(
+                f"threshold is {self.threshold}; it must be 0 to 1 in diffusion, else null"
+            )
         most = self.size / len(_FORWARDS[self.mode])
         if not 0 < self.tokens_per_forward <= most:
             raise ValueError(
@@ -93,12 +90,6 @@ class Profile:
     def __post_init__(self) -> None:
         if not self.settings:
             raise ValueError("settings is empty; a profile must have at least one")
-        seen = set()
-        for i, each in enumerate(self.settings):
-            key = (each.mode, each.size, each.threshold)
-            if key in seen:
-                raise ValueError(f"settings[{i}] is a second {each.name}; there must be one")
-            seen.add(key)
 
     def of_mode(self, mode: str) -> list[Setting]:
         return [each for each in self.settings if each.mode == mode]
@@ -127,8 +118,8 @@ PUBLISHED = {
 
 
 def load_profile(path: str | Path) -> Profile:
-    """The profile in a JSON file. A ValueError names the file and the field that does not fit."""
-    return read(Profile, path, SCHEMA, root="profile")
+    """The profile in a JSON file; see `records.read`."""
+    return read(Profile, path, schema=SCHEMA)
 
 
 def forwards_of(
@@ -137,7 +128,7 @@ def forwards_of(
     """The forwards of one cycle, behind `context` tokens: [denoise], [decode], [draft, verify] or
     [quadratic].
 
-    kinds: weights, float8_cache and shards, as `Forward` has them.
+    kinds: weights and float8_cache, as `Forward` has them.
     """
     block = setting.size
     if setting.mode == QUADRATIC_SPEC:

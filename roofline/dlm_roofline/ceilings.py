@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -36,7 +37,6 @@ RUNS = 15
 _TILES, _TILE = 16, 4096  # of the kernel that reads; the others have tiles as wide
 _EXPS_EACH = 256  # exponentials after one another of each element, a launch
 _L2_TILES_EACH = 1024  # that a program reads of a buffer in L2, a launch
-_SCALE = 3.0  # of the triad
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,13 @@ class Latency:
 class Ceilings:
     """read, copy (bytes in plus bytes out) and write in bytes/s; matmul in FLOP/s by dtype.
 
-    exps: exponentials/s. l2: bytes/s read from a buffer that L2 holds. triad: bytes/s of
-        a = b + s c, two read and one written, as STREAM counts them; a host's.
+    exps: exponentials/s. l2: bytes/s read from a buffer that L2 holds.
     launch: of an empty kernel from Python, or on a host of a torch op on one element. graph_node:
         of one more empty kernel in a replayed CUDA graph.
 
     ops: what our own ops reach, by name; empty where nobody measured them.
 
-    What a device does not have is None: exps, l2 and graph_node of a host, triad of a GPU.
+    What a device does not have is None: exps, l2 and graph_node of a host.
     """
 
     read: Ceiling
@@ -80,7 +79,6 @@ class Ceilings:
     matmul: dict[str, Ceiling]
     exps: Ceiling | None = None
     l2: Ceiling | None = None
-    triad: Ceiling | None = None
     launch: Latency | None = None
     graph_node: Latency | None = None
     ops: dict[str, OpRate] = field(default_factory=dict)
@@ -133,7 +131,7 @@ def run_seconds(
 
 def measure_ceilings(device: torch.device, *, runs: int = RUNS) -> Ceilings:
     """Ceilings of `device`, in some seconds; the best run counts, the median says how noisy."""
-    bandwidths = {name: stream.measure(runs) for name, stream in streams(device).items()}
+    bandwidths = _bandwidths(device, runs)
     products = _products(device, runs)
     launch_one = _launcher(device)
     launch = _latency(lambda: [launch_one() for _ in range(LAUNCHES)], device, runs)
@@ -153,22 +151,8 @@ def measure_ceilings(device: torch.device, *, runs: int = RUNS) -> Ceilings:
     )
 
 
-@dataclass(frozen=True)
-class Stream:
-    """Ways to move so many bytes through memory, which all do the same."""
-
-    device: torch.device
-    n_bytes: int
-    ways: list[Callable[[], object]]
-
-    def measure(self, runs: int) -> Ceiling:
-        """The rate of the fastest."""
-        rates = [_rate(self.n_bytes, way, self.device, runs) for way in self.ways]
-        return max(rates, key=lambda ceiling: ceiling.best)
-
-
-def streams(device: torch.device) -> dict[str, Stream]:
-    """Streams by name as in `Ceilings`, over buffers of one size; a triad only of a host.
+def _bandwidths(device: torch.device, runs: int) -> dict[str, Ceiling]:
+    """Of streams by name as in `Ceilings`, by the fastest way to do each.
 
     What a host's caches read of a line before they write it is not counted.
     """
@@ -177,20 +161,16 @@ def streams(device: torch.device) -> dict[str, Stream]:
     source = torch.randn(n_bytes // 4, device=device)
     target = torch.empty_like(source)
     readers = [torch.sum, torch.amax] + ([partial_sums] if device.type == "cuda" else [])
-    reads = [lambda read=read: read(source) for read in readers]
-    found = {
-        "read": Stream(device, n_bytes, reads),
-        "copy": Stream(device, 2 * n_bytes, [lambda: target.copy_(source)]),
-        "write": Stream(device, n_bytes, [lambda: target.fill_(1.0), target.zero_]),
+    ways = {
+        "read": [partial(read, source) for read in readers],
+        "copy": [partial(target.copy_, source)],
+        "write": [partial(target.fill_, 1.0), target.zero_],
     }
-    if device.type == "cpu":
-        out = torch.empty_like(source)
-
-        def triad() -> Tensor:
-            return torch.add(source, target, alpha=_SCALE, out=out)
-
-        found["triad"] = Stream(device, 3 * n_bytes, [triad])
-    return found
+    moved = {"read": n_bytes, "copy": 2 * n_bytes, "write": n_bytes}
+    return {
+        name: max((_rate(moved[name], way, device, runs) for way in each), key=lambda x: x.best)
+        for name, each in ways.items()
+    }
 
 
 def _rate(work: float, fn: Callable[[], object], device: torch.device, runs: int) -> Ceiling:

@@ -7,40 +7,32 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from dlm_core import PRESETS
 
-from .acceptance import PUBLISHED, Profile, load_profile
-from .advise.evidence import sizes_of
-from .model_check import ERROR_HEADER, error_rows, model_check, outlier_lines, summary
-from .records import RESULTS, Record, load, record_files
+from .acceptance import PUBLISHED, SMALL_MODEL_PROFILE, Profile, load_profile
+from .model_check import error_table
+from .records import OUT, RESULTS, BenchRecord, default_records, read
+from .tables import show
+from .text import with_prefix
 
 if TYPE_CHECKING:
     from .charts.chart import Chart
 
-_SMALL_MODEL = RESULTS / "quality" / "acceptance.json"
 
-
-def charts_of(record: Record, profiles: Sequence[Profile]) -> list[Chart]:
+def charts_of(record: BenchRecord) -> list[Chart]:
     """The pictures of a record, but for those it has no rows for.
 
-    profiles: how many tokens a forward gives, for the picture that compares modes.
-
     Raises:
-        ModuleNotFoundError: matplotlib is not installed.
+        ModuleNotFoundError: matplotlib or pandas is not installed.
     """
     # Here and not above: what measures and reads records runs without matplotlib.
     from .charts.context import context_chart
-    from .charts.floor_map import floor_map_chart
-    from .charts.memory import memory_chart
-    from .charts.model import model_chart
     from .charts.modes import modes_chart
     from .charts.roofline import roofline_chart
     from .charts.step import step_chart
@@ -48,41 +40,48 @@ def charts_of(record: Record, profiles: Sequence[Profile]) -> list[Chart]:
     charts = [
         roofline_chart(record),
         step_chart(record),
-        floor_map_chart(record),
-        modes_chart(record, profiles),
+        modes_chart(record, profile_of(record)),
         context_chart(record),
-        memory_chart(record),
-        model_chart(record),
     ]
     return [chart for chart in charts if chart is not None]
 
 
-def profiles_of(record: Record) -> list[Profile]:
-    """What was published for the record's models; of other models, as examples, what was published
-    for the 8B one and what the small model's own answers gave.
+def profile_of(record: BenchRecord) -> Profile:
+    """How many tokens a forward gives: as published for a model of the record, or as the small
+    model's own answers gave it.
     """
-    sizes = [sizes_of(config) for config in record.models.values()]
-    found = [profile for name, profile in PUBLISHED.items() if sizes_of(PRESETS[name]) in sizes]
-    own = [load_profile(_SMALL_MODEL)] if _SMALL_MODEL.exists() else []
-    return found or [PUBLISHED["8b"], *own]
+    models = record.models.values()
+    published = (PUBLISHED[name] for name in PUBLISHED if PRESETS[name] in models)
+    return next(published, None) or load_profile(SMALL_MODEL_PROFILE)
 
 
-def draw(record: Record, path: Path) -> list[Path]:
+def draw(record: BenchRecord, path: Path) -> list[Path]:
     """Write the pictures of a record beside `path`, named after it; returns what was written.
 
     Raises:
-        ModuleNotFoundError: matplotlib is not installed.
+        ModuleNotFoundError: matplotlib or pandas is not installed.
     """
     return [file for _, files in _drawn(record, path) for file in files]
 
 
-def _drawn(record: Record, path: Path) -> list[tuple[Chart, list[Path]]]:
-    charts = charts_of(record, profiles_of(record))
-    if not charts:
-        return []
+def _drawn(record: BenchRecord, path: Path) -> Iterator[tuple[Chart, list[Path]]]:
+    if not (charts := charts_of(record)):
+        return
     from .charts.chart import save
 
-    return [(chart, save(chart, record, path.with_name(path.stem))) for chart in charts]
+    for chart in charts:
+        yield chart, save(chart, path.with_suffix(""), facts_of(record, chart).items())
+
+
+def facts_of(record: BenchRecord, chart: Chart) -> dict[str, object]:
+    """What stands above a chart's CSV."""
+    rates = {f"{name} bandwidth": getattr(record.ceilings, name) for name in ("read", "copy")}
+    rates = {name: with_prefix(rate.best, "B/s") for name, rate in rates.items()}
+    peaks = {
+        f"{dtype} peak": with_prefix(each.best, "op/s" if dtype == "int8" else "FLOP/s")
+        for dtype, each in record.ceilings.matmul.items()
+    }
+    return {"picture": chart.title, **record.facts, **rates, **peaks}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -92,47 +91,23 @@ def main(argv: list[str] | None = None) -> int:
         description="Draw the pictures of records, from the records alone.",
         epilog="To learn which setting to run: `dlm roofline advise --help`.",
     )
-    parser.add_argument("records", nargs="*", type=Path, metavar="RECORD", help="default: the"
-                        " newest record in --out, or else all of bench/results")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("out"), help="where pictures go")
+    parser.add_argument("records", nargs="*", type=Path, metavar="RECORD", help="default: each"
+                        " device's newest, of the committed ones and those in --out")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=OUT, help="where pictures go")
     arguments = parser.parse_args(argv)
-    paths = arguments.records or _newest(arguments.out) or record_files(RESULTS)
-    if not paths:
-        print(
-            f"dlm roofline: no record in {arguments.out}/ or {RESULTS}/; `dlm bench` makes one",
-            file=sys.stderr,
-        )
-        return 1
+    console = Console(highlight=False)
     try:
+        named = [(path.name, read(BenchRecord, path)) for path in arguments.records]
+        found = named or [(each.file_name, each) for each in default_records(arguments.out)]
+        if not found:
+            raise ValueError(f"no record in {arguments.out}/ or {RESULTS}/; `dlm bench` makes one")
         arguments.out.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            record = load(path)
-            _print_errors(record, path)
-            drawn = _drawn(record, arguments.out / path.name)
-            for chart, (png, svg, table) in drawn:
+        for name, record in found:
+            console.print(f"\n{name}", style="bold")
+            show(error_table(record), console)
+            for chart, (png, svg, table) in _drawn(record, arguments.out / name):
                 print(f"{png} ({svg.suffix}, {table.suffix}): {chart.about}")
-            if not drawn:
-                print(f"{path} holds no whole step to draw")
     except (OSError, ValueError, ModuleNotFoundError) as error:
         print(f"dlm roofline: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _print_errors(record: Record, path: Path) -> None:
-    """The table of the cost model's errors, a line for each outlier, and all in one line."""
-    console, check = Console(soft_wrap=True, highlight=False), model_check(record)
-    table = Table(*ERROR_HEADER, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for cells in error_rows(check):
-        table.add_row(*cells)
-    console.print(f"{path}: predicted / measured - 1, of stages and steps long enough to count")
-    console.print(table)
-    for line in outlier_lines(check):
-        console.print(f"  {line}")
-    console.print(f"{summary(check)}\n", style="bold")
-
-
-def _newest(folder: Path) -> list[Path]:
-    return sorted(record_files(folder), key=lambda path: path.stat().st_mtime)[-1:]

@@ -1,190 +1,114 @@
-"""What pictures show: the points of one model's forwards, measured and predicted, from a record."""
+"""What a record has of one model's forwards, in a frame that pictures and their CSVs are of."""
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-from dlm_kernels import Cost
+from collections.abc import Mapping
+from statistics import mode
+from typing import TYPE_CHECKING
 
 from .forward import DECODE, DENOISE, DRAFT, STEP_NAMES, VERIFY, Forward
-from .predict import Roof
-from .records import Record, Row
-from .step_cost import step_cost, total
+from .model_check import predictions
+from .records import BenchRecord, Row
+from .step_cost import STAGES
+from .step_time import StageTime
 
-# Each has a panel of its own.
-SHOWN_KINDS = (DECODE, DENOISE, DRAFT, VERIFY)
+if TYPE_CHECKING:
+    import pandas as pd
 
+SHOWN_KINDS = (DECODE, DENOISE, DRAFT, VERIFY)  # each has a panel of its own
 PLAIN = "plain torch"  # the peer that is shown
+UNQUANTISED = "unquantised"
 
-# Where a whole step is predicted if it was not measured.
-_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+_ORDER = (*STAGES, *STEP_NAMES.values())
 
 
-@dataclass(frozen=True)
-class Point:
-    """A stage or a whole step of a forward.
+def points_of(record: BenchRecord) -> "pd.DataFrame | None":
+    """A line a stage or whole step, by batch, stages in their order and the step last.
 
-    measured: median seconds, or None: then only the floor is known.
-    floor: least seconds under the measured roof, a prediction.
+    They are of the model with the most steps, in its commonest dtype, and unquantised unless every
+    step is quantised; None for a record without steps.
+
+    kind: "stage" or "step". forward: one of `forward.KINDS`. share_of_roof: the floor over what was
+    measured. predicted_s: by `step_times`; held_by: what is predicted to take most of it.
+    plain_torch_s: NaN where that was not timed.
     """
+    import pandas as pd
 
-    name: str
-    forward: Forward
-    cost: Cost
-    floor: float
-    measured: float | None
-
-    @property
-    def batch(self) -> int:
-        return self.forward.batch
-
-    @property
-    def share_of_roof(self) -> float | None:
-        return None if self.measured is None else self.floor / self.measured
-
-    @property
-    def rate(self) -> float:
-        """FLOP/s measured, or else at the floor."""
-        return self.cost.flops / (self.measured or self.floor)
-
-
-POINT_HEADER = [
-    "kind", "name", "model", "dtype", "batch", "block", "context", "flops", "bytes",
-    "flop_per_byte", "held_by", "predicted_floor_s", "measured_s", "share_of_roof",
-]  # fmt: skip
-
-
-def point_cells(point: Point, model: str, roof: Roof) -> list[str]:
-    """A point as a line of CSV, under POINT_HEADER."""
-    forward, cost = point.forward, point.cost
-    sizes = [str(size) for size in (forward.batch, forward.block, forward.context)]
-    work = [f"{cost.flops:.0f}", f"{cost.bytes:.0f}", f"{cost.intensity:.6g}", roof.holder(cost)]
-    cells = [forward.kind, point.name, model, forward.dtype, *sizes, *work, f"{point.floor:.6g}"]
-    if point.measured is None:
-        return [*cells, "", ""]
-    return [*cells, f"{point.measured:.6g}", f"{point.share_of_roof:.4f}"]
-
-
-@dataclass(frozen=True)
-class Trail:
-    """Forwards of one kind, block and context over growing batch.
-
-    steps: measured ones, and predicted ones from batch 1 to 64 where nobody measured.
-    stages: of a measured step, by its batch, the stages that were measured, in their order.
-    plain: seconds of the step in plain torch, by batch, where it ran.
-    """
-
-    kind: str
-    block: int
-    context: int
-    steps: list[Point]
-    stages: dict[int, list[Point]]
-    plain: dict[int, float]
-
-    @property
-    def name(self) -> str:
-        return STEP_NAMES[self.kind]
-
-    @property
-    def measured(self) -> list[Point]:
-        """At least one."""
-        return [step for step in self.steps if step.measured is not None]
-
-    @property
-    def stage_trails(self) -> dict[str, list[Point]]:
-        """The measured points of each stage over growing batch, by its name."""
-        trails: dict[str, list[Point]] = {}
-        for batch in sorted(self.stages):
-            for point in self.stages[batch]:
-                trails.setdefault(point.name, []).append(point)
-        return trails
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One model in one dtype, as one record has it: whole steps, and trails through them.
-
-    steps: rows of whole steps, whatever their kind, block and context.
-    trails: of each shown kind that was measured, over batch at its commonest block and context.
-    """
-
-    record: Record
-    model: str
-    dtype: str
-    roof: Roof
-    steps: list[Row]
-    trails: dict[str, Trail]
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """What the trails are of, as titles say it; panels name the context where it differs."""
-        contexts = {trail.context for trail in self.trails.values()}
-        words = [f"context {context}" for context in contexts if len(contexts) == 1]
-        return self.model, self.dtype, *words
-
-    def panel_words(self, trail: Trail) -> str:
-        """A trail, as its panel says it."""
-        words = trail.name if trail.kind == DECODE else f"{trail.name}, block {trail.block}"
-        return words if len(self.words) > 2 else f"{words}, context {trail.context}"
-
-
-def subject_of(record: Record) -> Subject | None:
-    """The model of a record with the most whole steps, in its commonest dtype, and unquantised
-    unless every step is quantised.
-    """
-    steps = [row for row in record.rows if row.kind == "step"]
+    steps = record.steps()
     if not steps:
         return None
-    model = commonest([row.model for row in reversed(steps)])
-    rows = [row for row in steps if row.model == model]
-    rows = [row for row in rows if _setting(row.forward)[1:] == (None, False)] or rows
-    setting = commonest([_setting(row.forward) for row in rows])
-    rows = [row for row in rows if _setting(row.forward) == setting]
-    kinds = [kind for kind in SHOWN_KINDS if any(row.forward.kind == kind for row in rows)]
-    trails = {
-        kind: _trail(record, [row for row in rows if row.forward.kind == kind]) for kind in kinds
-    }
-    dtype = rows[0].dtype
-    return Subject(record, rows[0].model, dtype, record.roof(dtype), rows, trails)
+    model = mode(row.model for row in steps)
+    steps = [row for row in steps if row.model == model]
+    unquantised = [row for row in steps if _setting(row)[1:] == (None, False)]
+    setting = mode(_setting(row) for row in unquantised or steps)
+    rows = [row for row in record.rows if row.model == model and _setting(row) == setting]
+    rows.sort(key=lambda row: (row.forward.batch, _ORDER.index(row.name)))
+    times = zip(rows, predictions(record, rows), strict=True)
+    return pd.DataFrame([_cells(record, row, expected) for row, expected in times])
 
 
-def _setting(forward: Forward) -> tuple[str, str | None, bool]:
-    return forward.dtype, forward.weights, forward.float8_cache
-
-
-def commonest(found: Sequence) -> object:
-    """Of equally common ones the first."""
-    return Counter(found).most_common(1)[0][0]
-
-
-def _trail(record: Record, rows: list[Row]) -> Trail:
-    """Through the steps of one kind at their commonest block and context; those count whose stages
-    were measured, if there are any.
+def panels_of(points: "pd.DataFrame") -> dict[str, "pd.DataFrame"]:
+    """By kind of forward its points at the block and context with the most of them: where stages
+    were measured, if there are any. A batch whose whole step was not measured is left out.
     """
-    staged = [row for row in rows if record.stages_of(row)]
-    block, context = commonest([(row.forward.block, row.forward.context) for row in staged or rows])
-    here = [row for row in rows if (row.forward.block, row.forward.context) == (block, context)]
-    timed = {row.forward.batch: row for row in here}
-    steps = [
-        _step(record, here[0], replace(here[0].forward, batch=batch), timed.get(batch))
-        for batch in sorted({*_BATCHES, *timed})
-    ]
-    stages = {batch: [_stage(record, each) for each in record.stages_of(row)]
-              for batch, row in timed.items()}  # fmt: skip
-    plain = {
-        batch: peer.timing.median
-        for batch, row in timed.items()
-        for peer in row.peers
-        if peer.name == PLAIN and peer.timing
+    found = {}
+    for kind in SHOWN_KINDS:
+        of_kind = points[points.forward == kind]
+        steps = of_kind[of_kind.kind == "step"]
+        if steps.empty:
+            continue
+        sizes = ["batch", "block", "context"]
+        of_steps = of_kind.merge(steps[sizes])
+        at = of_steps.groupby(["block", "context"])
+        found[kind] = at.get_group(at.size().idxmax())
+    return found
+
+
+def subject_of(points: "pd.DataFrame") -> tuple[str, str, str]:
+    """The model, its dtype and how it was timed, as titles say it."""
+    first = points.to_dict("records")[0]
+    caches = "cold caches" if points.cold.all() else "some caches warm"
+    how = f"{caches}, CUDA graphs" if points.graph.all() else caches
+    return first["model"], first["dtype"] + forward_of(first).in_few_bits, how
+
+
+def panel_title(panel: "pd.DataFrame") -> str:
+    first = panel.iloc[0]
+    block = f", block {first.block}" if first.forward != DECODE else ""
+    return f"{STEP_NAMES[first.forward]}{block}, context {first.context}"
+
+
+def forward_of(point: Mapping[str, object]) -> Forward:
+    """The forward that a line of the frame is, or is part of."""
+    weights = None if point["weights"] == UNQUANTISED else point["weights"]
+    names = ("batch", "block", "context", "dtype")
+    kinds = {"weights": weights, "float8_cache": point["float8_cache"]}
+    return Forward(point["forward"], *(point[name] for name in names), **kinds)
+
+
+def _setting(row: Row) -> tuple[str, str | None, bool]:
+    return row.forward.dtype, row.forward.weights, row.forward.float8_cache
+
+
+def _cells(record: BenchRecord, row: Row, expected: StageTime) -> dict[str, object]:
+    forward, measured = row.forward, row.timing.median
+    floor, plain = expected.floor, row.ratio(PLAIN)
+    return {
+        "kind": row.kind,
+        "name": row.name,
+        "forward": forward.kind,
+        "model": row.model,
+        "dtype": row.dtype,
+        "weights": forward.weights or UNQUANTISED,
+        "float8_cache": forward.float8_cache,
+        **row.sizes,
+        "flops": row.flops,
+        "bytes": row.bytes,
+        "flop_per_byte": row.cost.intensity,
+        "cold": row.timing.cold,
+        "graph": row.timing.graph,
+        "measured_s": measured,
+        "predicted_floor_s": floor,
+        "share_of_roof": floor / measured,
+        "predicted_s": expected.seconds,
+        "held_by": expected.held_by,
+        "plain_torch_s": plain * measured if plain else float("nan"),
     }
-    return Trail(here[0].forward.kind, block, context, steps, stages, plain)
-
-
-def _step(record: Record, like: Row, forward: Forward, row: Row | None) -> Point:
-    costs = step_cost(record.models[like.model], forward)
-    floor = record.roof(forward.dtype).step_seconds(costs)
-    return Point(like.name, forward, total(costs), floor, row.timing.median if row else None)
-
-
-def _stage(record: Record, row: Row) -> Point:
-    return Point(row.name, row.forward, row.cost, record.floor(row), row.timing.median)

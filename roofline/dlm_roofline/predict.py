@@ -7,6 +7,7 @@ Stages run one after the other, so a step's least time is the sum of its stages'
 a prediction; nothing is measured.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -61,20 +62,8 @@ class Roof:
         return sum(self.seconds(cost) for cost in stages.values())
 
 
-@dataclass(frozen=True)
-class Crossing:
-    """The smallest step whose intensity reaches the ridge."""
-
-    batch: int
-    block: int
-
-    @property
-    def rows(self) -> int:
-        return self.batch * self.block
-
-
-def ridge_crossing(config: ModelConfig, step: Forward, ridge: float) -> Crossing | None:
-    """Where a whole denoising step turns from memory-bound to compute-bound.
+def ridge_crossing(config: ModelConfig, step: Forward, ridge: float) -> tuple[int, int] | None:
+    """Batch and block at which a whole denoising step turns from memory-bound to compute-bound.
 
     The rows of a step like this one, whatever its own batch, grow by batch at its block, and below
     one block by the block at batch 1.
@@ -86,19 +75,8 @@ def ridge_crossing(config: ModelConfig, step: Forward, ridge: float) -> Crossing
         stages = step_cost(config, replace(step, batch=batch, block=block))
         return total(stages).intensity >= ridge
 
-    block = step.block
-    if reaches(1, block):
-        return Crossing(1, _first(lambda n: reaches(1, n), block))
-    largest_batch = 1 << 16
-    if not reaches(largest_batch, block):
-        return None
-    return Crossing(_first(lambda n: reaches(n, block), largest_batch), block)
-
-
-def _first(holds, high: int) -> int:
-    """The least n in [1, high] for which `holds`, known to hold from there on."""
-    low = 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle + 1, high)
-    return low
+    blocks, batches = range(1, step.block + 1), range(1, 1 << 16)
+    if reaches(1, step.block):
+        return 1, 1 + bisect_left(blocks, True, key=lambda block: reaches(1, block))
+    batch = 1 + bisect_left(batches, True, key=lambda batch: reaches(batch, step.block))
+    return (batch, step.block) if batch <= len(batches) else None

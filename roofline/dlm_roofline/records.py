@@ -1,49 +1,40 @@
 """Records: one JSON file holds all that one run measured, and on what.
 
-Tables and pictures are made from records alone. A record is written whole or not at all, and what
-is read back is checked field by field, so that no table is ever made from half a record.
+Every record begins alike (`Record`) and is written and read by the same two functions, `save` and
+`read`. Tables and pictures are made from records alone.
 """
 
 import json
 import re
+import sys
 import tempfile
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
-from datetime import datetime
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from dlm_core.config import ModelConfig
 from dlm_core.whole_file import write_whole
 from dlm_kernels import Cost
-from dlm_kernels.backend import BACKENDS
 
-from .ceilings import Ceiling, Ceilings, Latency
-from .datasheets import DATASHEETS
-from .forward import STEP_NAMES, Forward
-from .json_file import read
+from .ceilings import Ceilings
+from .forward import STEP_NAMES, Forward, parts_of
 from .predict import Roof
 from .step_cost import STAGES, step_cost
 
-RESULTS = Path(__file__).parents[2] / "bench" / "results"
-
-SCHEMA = 4
-MADE_BY = "`dlm bench`"
+SCHEMA = 5
 KINDS = ("op", "stage", "step")
-SCOPES = ("standard", "quick", "folder")
-DEVICE_KINDS = ("cpu", "cuda")
+RESULTS = Path(__file__).parent / "results"  # committed records; bench/results of a checkout
+OUT = Path("out")  # where runs leave theirs
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
 class Timing:
     """Seconds of many runs: the median and the quartiles around it.
 
-    cold: caches were emptied ahead of each run.
-    graph: a replayed CUDA graph, without the host's launches. Else launched from Python: on a GPU
-        launches then count only where they outlast the read that empties the caches.
-    pace: of a host, which others may share: how many times as long as when the run began a fixed
-        product took, timed beside each of these runs. None of a GPU.
-    steady: of a host: whether beside all of these runs products, reads and calls took about what
-        they did as a rule when the run began. None of a GPU.
+    cold: caches were emptied before each run.
+    graph: a replayed CUDA graph, without the host's launches; else launched from Python.
     """
 
     median: float
@@ -52,40 +43,28 @@ class Timing:
     runs: int
     cold: bool
     graph: bool
-    pace: float | None = None
-    steady: bool | None = None
-
-    @property
-    def paced(self) -> float:
-        """The median at the pace at which the run began, so that timings of one run compare."""
-        return self.median if self.pace is None else self.median / self.pace
 
     def __post_init__(self) -> None:
-        if self.low <= 0:
-            raise ValueError(f"low is {self.low}; it must be above 0")
-        if not self.low <= self.median <= self.high:
+        if not 0 < self.low <= self.median <= self.high:
             raise ValueError(
-                f"median is {self.median}; it must lie from low {self.low} to high {self.high}"
+                f"median is {self.median}, low {self.low} and high {self.high}; they must be above"
+                " 0, and the median between the others"
             )
-        if self.runs < 1:
-            raise ValueError(f"runs is {self.runs}; it must be at least 1")
-        if self.pace is not None and self.pace <= 0:
-            raise ValueError(f"pace is {self.pace}; it must be above 0")
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Another way to do a row's work: timed, or not and then why."""
+    """Another way to do a row's work: timed, or refused and then why."""
 
     name: str
     timing: Timing | None
     refused: str | None
 
     def __post_init__(self) -> None:
-        if self.timing is None and self.refused is None:
-            raise ValueError(f"timing is null; peer {self.name!r} has no refused that says why")
-        if self.timing is not None and self.refused is not None:
-            raise ValueError(f"refused is {self.refused!r}; peer {self.name!r} has a timing")
+        if (self.timing is None) == (self.refused is None):
+            raise ValueError(
+                f"peer {self.name!r} must have either a timing or a refused that says why"
+            )
 
 
 @dataclass(frozen=True)
@@ -94,10 +73,11 @@ class Row:
 
     kind: "op", or of a model: "stage" or "step".
     name: of an op; of a stage, one of STAGES; of a step, that of its forward in STEP_NAMES.
-    model: a key of `Record.models`; None for ops.
+    model: a key of `BenchRecord.models`; None for ops.
     forward: the forward that a step is, or that a stage is part of; None for ops.
     shape: sizes of an op by name; empty for stages and steps, whose forward has them.
     flops, bytes, exps: the compulsory cost.
+    peak: bytes allocated at most beyond what was there before; None where nobody counted.
     """
 
     kind: str
@@ -111,60 +91,32 @@ class Row:
     exps: float
     timing: Timing
     peers: list[Peer] = field(default_factory=list)
+    peak: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind is {self.kind!r}; it must be one of {', '.join(KINDS)}")
-        for name in ("flops", "exps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
-        if self.bytes <= 0:
-            raise ValueError(f"bytes is {self.bytes}; it must be above 0")
-        if self.kind == "op":
-            self._check_op()
-        else:
-            self._check_of_model()
-
-    def _check_op(self) -> None:
-        for name in ("model", "forward"):
-            if getattr(self, name) is not None:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be null of an op")
-        if not self.shape:
-            raise ValueError("shape is {}; it must hold the sizes of an op")
-        for name, size in self.shape.items():
-            if size < 0:
-                raise ValueError(f"shape.{name} is {size}; it must be at least 0")
-
-    def _check_of_model(self) -> None:
-        for name in ("model", "forward"):
-            if getattr(self, name) is None:
-                raise ValueError(f"{name} is null; a {self.kind} has one")
-        if self.shape:
-            raise ValueError(f"shape is {self.shape}; a {self.kind}'s sizes are in its forward")
-        names = STAGES if self.kind == "stage" else (STEP_NAMES[self.forward.kind],)
-        if self.name not in names:
-            raise ValueError(f"name is {self.name!r}; it must be one of {', '.join(names)}")
-        if self.forward.dtype != self.dtype:
-            raise ValueError(f"dtype is {self.dtype!r}; forward.dtype is {self.forward.dtype!r}")
+        if min(self.flops, self.exps) < 0 or self.bytes <= 0:
+            raise ValueError(f"flops, bytes, exps are {self.flops}, {self.bytes}, {self.exps};"
+                             " bytes must be above 0, the others at least 0")  # fmt: skip
+        of_model = self.model is not None and self.forward is not None and not self.shape
+        of_op = self.model is None and self.forward is None and bool(self.shape)
+        if not (of_op if self.kind == "op" else of_model):
+            wanted = "a shape alone" if self.kind == "op" else "a model and a forward alone"
+            raise ValueError(f"model, forward, shape of {self.name!r}: {self.kind}s have {wanted}")
 
     @classmethod
-    def of_stage(
-        cls, name: str, model: str, forward: Forward, cost: Cost, timing: Timing, **peers
+    def of_model(
+        cls, name: str, model: str, forward: Forward, cost: Cost, timing: Timing, **more
     ) -> "Row":
         """A stage of a forward, or under the forward's own name the whole of it."""
         kind = "stage" if name in STAGES else "step"
         work = (cost.flops, cost.bytes, cost.exps)
-        return cls(kind, name, model, forward, {}, forward.dtype, *work, timing, **peers)
+        return cls(kind, name, model, forward, {}, forward.dtype, *work, timing, **more)
 
     @property
     def cost(self) -> Cost:
         return Cost(self.flops, self.bytes, self.exps)
-
-    @property
-    def key(self) -> tuple:
-        """What was measured: no two rows of a record have the same."""
-        shape = tuple(sorted(self.shape.items()))
-        return (self.kind, self.name, self.model, self.forward, shape, self.dtype)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -172,6 +124,11 @@ class Row:
         if self.forward is None:
             return self.shape
         return {name: getattr(self.forward, name) for name in ("batch", "block", "context")}
+
+    def ratio(self, peer: str) -> float | None:
+        """How many times as long as ours a peer took; None if it refused or there is none."""
+        found = next((each for each in self.peers if each.name == peer), None)
+        return found.timing.median / self.timing.median if found and found.timing else None
 
 
 @dataclass(frozen=True)
@@ -198,19 +155,24 @@ class Device:
             return self.name
         return f"{self.name}, {threads} thread{'s' * (threads != '1')}"
 
+    @property
+    def memory(self) -> int | None:
+        """Bytes, from details such as "141 GiB"; None if they don't say."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) GiB", self.details.get("memory", ""))
+        return found and round(float(found[1]) * 2**30)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
-    """One run of the bench.
+    """What every record begins with.
 
     complete: False while the run goes on, and for good if it was cut short.
-    scope: "standard", the whole grid and the models every run times; "quick", a few rows of it; or
-        "folder", the steps of a checkpoint of the user's.
-    models: configs of the models whose stages and steps were timed.
+    scope: "standard", all that a run measures; "quick", a part of it; "folder", a checkpoint of the
+        user's.
     """
 
-    schema: int
-    complete: bool
+    schema: int = SCHEMA
+    complete: bool = False
     scope: str
     date: str
     commit: str
@@ -219,107 +181,45 @@ class Record:
     backend: str
     versions: dict[str, str]
     device: Device
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """Where its figures come from, by name."""
+        return {
+            "device": self.device.name,
+            **self.device.details,
+            **self.versions,
+            "backend": self.backend,
+            "commit": self.commit + " with local changes" * self.dirty,
+            "date": self.date,
+            "run": f"{self.scope}, {'complete' if self.complete else 'INCOMPLETE: cut short'}",
+        }
+
+    @property
+    def file_name(self) -> str:
+        """`<device>-<date>-<commit>.json`, in small letters and digits."""
+        parts = (self.device.name, re.sub(r"[-:]", "", self.date)[:15], self.commit[:10])
+        words = (re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts)
+        return "-".join(words) + ".json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRecord(Record):
+    """One run of the bench. models: configs of the models whose stages and steps were timed."""
+
     ceilings: Ceilings
     models: dict[str, ModelConfig] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.scope not in SCOPES:
-            raise ValueError(f"scope is {self.scope!r}; it must be one of {', '.join(SCOPES)}")
-        if self.backend not in BACKENDS:
-            known = ", ".join(BACKENDS)
-            raise ValueError(f"backend is {self.backend!r}; it must be one of {known}")
-        try:
-            datetime.fromisoformat(self.date)
-        except ValueError:
-            raise ValueError(f"date is {self.date!r}; it must be as 2026-01-31T12:00:00Z") from None
-        self._check_device()
-        numbers: dict[tuple, int] = {}
         for i, row in enumerate(self.rows):
-            self._check_row(f"rows[{i}]", row)
-            first = numbers.setdefault(row.key, i)
-            if first != i:
-                raise ValueError(f"rows[{i}] measures {row.name!r} again, as rows[{first}] does")
-        self._check_stages()
-
-    def _check_stages(self) -> None:
-        """That a step some of whose stages were timed has them all."""
-        timed: dict[tuple, set[str]] = {}
-        for row in self.rows:
-            if row.kind == "stage":
-                timed.setdefault((row.model, row.forward), set()).add(row.name)
-        for i, row in enumerate(self.rows):
-            names = timed.get((row.model, row.forward))
-            if row.kind == "step" and names:
-                if missing := [name for name in self.stage_costs(row) if name not in names]:
-                    raise ValueError(f"rows[{i}]: of its stages rows lacks {', '.join(missing)}")
-
-    def _check_device(self) -> None:
-        """That one device can have given all of it."""
-        kind, has = self.device.kind, self.ceilings
-        if kind not in DEVICE_KINDS:
-            raise ValueError(
-                f"device.kind is {kind!r}; it must be one of {', '.join(DEVICE_KINDS)}"
-            )
-        for name in ("exps", "l2", "graph_node") if kind == "cpu" else ("triad",):
-            if getattr(has, name) is not None:
-                raise ValueError(
-                    f"ceilings.{name} is of another device; one of kind {kind!r} has none"
-                )
-        for name in ("launch", "graph_node") if kind == "cuda" else ():
-            if getattr(has, name) is None:
-                raise ValueError(f"ceilings.{name} is null; a device of kind {kind!r} has one")
-        found = {each.name: getattr(has, each.name) for each in fields(has)}
-        for name, ceiling in (found | {f"matmul.{x}": has.matmul[x] for x in has.matmul}).items():
-            if isinstance(ceiling, Ceiling | Latency):
-                _check_ceiling(f"ceilings.{name}", ceiling)
-        if kind == "cpu" and self.device.name in DATASHEETS:
-            raise ValueError(f"device.name is {self.device.name!r}, a GPU; device.kind is 'cpu'")
-
-    def _check_row(self, at: str, row: Row) -> None:
-        """That the row's device, dtype, model and forward are the record's."""
-        known = self.ceilings.matmul
-        if row.dtype not in known:
-            raise ValueError(f"{at}.dtype is {row.dtype!r}; ceilings.matmul has {', '.join(known)}")
-        timings = {"timing": row.timing}
-        timings |= {f"peers[{i}].timing": peer.timing for i, peer in enumerate(row.peers)}
-        for name, timing in timings.items():
-            if timing and timing.graph and self.device.kind == "cpu":
-                raise ValueError(
-                    f"{at}.{name}.graph is True; a device of kind 'cpu' replays no CUDA graph"
-                )
-            for field_ in ("pace", "steady") if timing and self.device.kind == "cuda" else ():
-                if (value := getattr(timing, field_)) is not None:
-                    raise ValueError(
-                        f"{at}.{name}.{field_} is {value}; it must be null on a device of kind"
-                        " 'cuda'"
-                    )
-        if row.forward is None:
-            return
-        if row.model not in self.models:
-            raise ValueError(
-                f"{at}.model is {row.model!r}; models has {', '.join(self.models) or 'none'}"
-            )
-        if row.forward.shards != 1:
-            raise ValueError(
-                f"{at}.forward.shards is {row.forward.shards}; it must be 1 in a record, which is"
-                " of one device"
-            )
-        stages = self.stage_costs(row)
-        if row.kind == "stage" and row.name not in stages:
-            raise ValueError(
-                f"{at}.name is {row.name!r}; its forward, of kind {row.forward.kind!r}, has"
-                f" {', '.join(stages)}"
-            )
-
-    @property
-    def file_name(self) -> str:
-        """`<device>-<date>-<commit>.json`, in small letters and digits."""
-        parts = (self.device.name, re.sub(r"[-:]", "", self.date)[:15], self.commit[:10])
-        return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts) + (
-            ".json"
-        )
+            if row.dtype not in self.ceilings.matmul:
+                known = ", ".join(self.ceilings.matmul)
+                raise ValueError(f"rows[{i}].dtype is {row.dtype!r}; ceilings.matmul has {known}")
+            if row.model is not None and row.model not in self.models:
+                known = ", ".join(self.models) or "none"
+                raise ValueError(f"rows[{i}].model is {row.model!r}; models has {known}")
 
     def roof(self, dtype: str) -> Roof:
         """The measured roof over work in `dtype`."""
@@ -328,64 +228,75 @@ class Record:
     def floor(self, row: Row) -> float:
         """Least seconds the measured roof allows, a prediction: of a step, the sum over stages."""
         roof = self.roof(row.dtype)
-        if row.kind == "step":
-            return roof.step_seconds(self.stage_costs(row))
-        return roof.seconds(row.cost)
+        if row.kind != "step":
+            return roof.seconds(row.cost)
+        config = self.models[row.model]
+        return sum(roof.step_seconds(step_cost(config, each)) for each in parts_of(row.forward))
 
-    def stage_costs(self, step: Row) -> dict[str, Cost]:
-        """Cost of each stage of a step."""
-        return step_cost(self.models[step.model], step.forward)
+    def steps(self, *names: str) -> list[Row]:
+        """Whole forwards by their names in STEP_NAMES; without names all."""
+        names = names or tuple(STEP_NAMES.values())
+        return [row for row in self.rows if row.kind == "step" and row.name in names]
 
     def stages_of(self, step: Row) -> list[Row]:
         """The stages measured of a step, in their order."""
-        stages = [
-            row
-            for row in self.rows
-            if row.kind == "stage" and (row.model, row.forward) == (step.model, step.forward)
-        ]
-        return sorted(stages, key=lambda row: STAGES.index(row.name))
+        of_step = (step.model, step.forward)
+        found = [row for row in self.rows if row.kind == "stage"]
+        found = [row for row in found if (row.model, row.forward) == of_step]
+        return sorted(found, key=lambda row: STAGES.index(row.name))
 
 
-def _check_ceiling(at: str, found: Ceiling | Latency) -> None:
-    for name in ("best", "median"):
-        if getattr(found, name) <= 0:
-            raise ValueError(f"{at}.{name} is {getattr(found, name)}; it must be above 0")
-    rate = isinstance(found, Ceiling)
-    if found.best < found.median if rate else found.best > found.median:
-        than = "less" if rate else "more"
-        raise ValueError(f"{at}.best is {found.best}, {than} than its median {found.median}")
-    if found.runs < 1:
-        raise ValueError(f"{at}.runs is {found.runs}; it must be at least 1")
-
-
-def memory_of(device: Device) -> int | None:
-    """Bytes of a device, from its details: "141 GiB", "0.5 GiB"; None if they do not say."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) (GiB|MiB)", device.details.get("memory", ""))
-    return found and round(float(found[1]) * (2**30 if found[2] == "GiB" else 2**20))
-
-
-def save(record: Record, folder: Path) -> Path:
-    """Write `record` into `folder`, whole or not at all, and return its path."""
-    path = folder / record.file_name
+def save(record: Record, path: Path) -> Path:
+    """Write a record, whole or not at all; returns `path`."""
     write_whole(path, json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
     return path
 
 
-def record_files(folder: Path) -> list[Path]:
-    """The files of a folder that are named as `save` names records, in the order of their names."""
+def read(kind: type[Kind], path: str | Path, *, schema: int = SCHEMA) -> Kind:
+    """A dataclass with a field `schema` from its JSON in a file.
+
+    Raises:
+        ValueError: names the file and the field that is not as it must be.
+        ModuleNotFoundError: msgspec is not installed; only reading needs it.
+    """
+    import msgspec  # here and not above: a machine that only measures need not have it
+
+    try:
+        text = Path(path).read_bytes()
+        given = msgspec.json.decode(text)
+        found = given.get("schema") if isinstance(given, dict) else None
+        if found != schema:
+            raise ValueError(f"schema is {found!r}; this version reads {schema}")
+        return msgspec.convert(given, kind)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # msgspec's own are ValueErrors too
+        raise ValueError(f"{path}: {error}") from None
+
+
+def bench_files(folder: Path) -> list[Path]:
+    """Files of a folder that are named as the bench's records are, by their names."""
     return sorted(folder.glob("*-????????t??????-*.json"))
 
 
-def newest_of_each_device(records: Iterable[tuple[Path, Record]]) -> list[tuple[Path, Record]]:
-    """Of records, each with its file, the newest of each device: hosts first, each kind by name.
+def default_records(out: Path = OUT) -> list[BenchRecord]:
+    """What is shown where no record is named: the newest whole standard one of each device, of the
+    committed ones and of this machine's runs in `out`. Hosts come first, each kind by name.
 
-    Records of quick runs, of checkpoint folders and of runs cut short are left out.
+    What can't be read in `out`, as an earlier version's record, is left out, and the standard error
+    says so.
     """
-    found: dict[tuple[str, str], tuple[Path, Record]] = {}
-    for path, record in sorted(records, key=lambda each: each[1].date):
+    found: list[BenchRecord] = [read(BenchRecord, path) for path in bench_files(RESULTS)]
+    for path in bench_files(out):
+        try:
+            found.append(read(BenchRecord, path))
+        except ValueError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    newest: dict[tuple[str, str], BenchRecord] = {}
+    for record in sorted(found, key=lambda each: each.date):
         if record.complete and record.scope == "standard":
-            found[record.device.kind, record.device.label] = (path, record)
-    return [found[device] for device in sorted(found)]
+            newest[record.device.kind, record.device.label] = record
+    return [newest[device] for device in sorted(newest)]
 
 
 def check_writable(folder: Path) -> None:
@@ -396,8 +307,3 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise OSError(error.errno, f"{folder} cannot be written to: {error.strerror}") from error
-
-
-def load(path: str | Path) -> Record:
-    """The record in a file. A ValueError names the file and the field that is not as it must be."""
-    return read(Record, path, SCHEMA, made_by=MADE_BY)

@@ -10,7 +10,6 @@ and K = kv_heads x D, T = context + block, vocabulary V, and s bytes an element:
     attention                4 L R Q T                      s L (2 R Q + 2 batch K T)
     LM head and confidence   2 R' H V + 4 R' V              s (H V + R' H), 3 statistics a row
     remask scatter           R block                        ids, candidates, statistics
-    all-reduce               -                              s 4 L R H (n - 1) / n over the link
 
 Stages hand tensors over through memory, so what one writes and the next reads is counted at both;
 projections of one input are one product, and logits are not handed over. Weights are counted once
@@ -21,13 +20,9 @@ given; of a quadratic forward the k that verify and the k - 1 masks that draft n
 those are the verified rows say, so the head runs twice.
 
 Logarithms, roots and page tables are not counted, nor a draft's LoRA.
-
-Of n tensor-parallel shards each has 1 / n of the heads, of the MLP and of the vocabulary, and the
-whole of embedding, norms and remasking; a layer adds up its two outputs over all shards. Costs are
-one shard's.
 """
 
-from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -44,41 +39,42 @@ from dlm_kernels import (
 )
 from dlm_kernels.quantized_weight import GROUP
 
-from .forward import DENOISE, DRAFT, QUADRATIC, Forward
+from .forward import DENOISE, DRAFT, LINEAR, QUADRATIC, Forward, parts_of
 
 EMBEDDING = "embedding and norms"
 PROJECTIONS = "projections and MLP"
 ATTENTION = "attention"
 HEAD = "LM head and confidence"
 REMASK = "remask scatter"
-ALL_REDUCE = "all-reduce"
-STAGES = (EMBEDDING, PROJECTIONS, ATTENTION, HEAD, REMASK, ALL_REDUCE)
+STAGES = (EMBEDDING, PROJECTIONS, ATTENTION, HEAD, REMASK)
 
 _ID_BYTES = 4
 
-# What one launch of an op costs, and how many of them a stage has.
-Launches = list[tuple[Cost, int]]
+
+class Launches(NamedTuple):
+    """Launches of one op in a stage: what each costs, and how many there are."""
+
+    op: str
+    cost: Cost
+    count: int
 
 
 def step_cost(config: ModelConfig, forward: Forward) -> dict[str, Cost]:
-    """Cost of each stage of one forward; "remask scatter" in denoising steps alone, "all-reduce"
-    over more than one shard alone, where its bytes are those that a shard sends.
-
-    Raises:
-        ValueError: the model's heads, MLP or vocabulary do not divide by the shards.
-    """
+    """Cost of each stage of one forward; "remask scatter" in denoising steps alone."""
+    if forward.kind == LINEAR:
+        draft, verify = (step_cost(config, each) for each in parts_of(forward))
+        return {stage: cost + verify[stage] for stage, cost in draft.items()}
     costs = {
-        stage: sum((times * cost for cost, times in launches), Cost(0, 0))
+        stage: sum((each.count * each.cost for each in launches), Cost(0, 0))
         for stage, launches in step_launches(config, forward).items()
     }
     # Launches of the head read its weight once each.
-    costs[HEAD] = _head_cost(shard_of(config, forward.shards), forward, sum(head_rows(forward)))
+    costs[HEAD] = _head_cost(config, forward, sum(head_rows(forward)))
     return costs
 
 
-def step_launches(config: ModelConfig, forward: Forward) -> dict[str, Launches]:
-    """The ops of each stage of one forward, in the model's order; see `step_cost`."""
-    config = shard_of(config, forward.shards)
+def step_launches(config: ModelConfig, forward: Forward) -> dict[str, list[Launches]]:
+    """The ops of each stage of one forward but a linear cycle, which is two; see `step_cost`."""
     itemsize, rows, hidden = itemsize_of(forward.dtype), forward.rows, config.hidden_size
     layers = config.num_hidden_layers
     kind = {
@@ -89,7 +85,9 @@ def step_launches(config: ModelConfig, forward: Forward) -> dict[str, Launches]:
     heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
     shape = (forward.batch, forward.block)
 
+    first_norm = residual_norm_cost(rows, hidden, itemsize=itemsize, update=False)
     norm = residual_norm_cost(rows, hidden, itemsize=itemsize)
+    product = f"linear {forward.weights}" if forward.weights else "linear"
     lookup = Cost(0, rows * (_ID_BYTES + 2 * itemsize * hidden))
     rotation = rope_kv_write_cost(*shape, *heads, itemsize=itemsize, **kind)
     attention = block_attention_cost(*shape, forward.context, *heads, itemsize=itemsize, **kind)
@@ -102,21 +100,24 @@ def step_launches(config: ModelConfig, forward: Forward) -> dict[str, Launches]:
     gate = gated_silu_cost(rows, config.intermediate_size, itemsize=itemsize)
     stages = {
         EMBEDDING: [
-            (lookup, 1),
-            (residual_norm_cost(rows, hidden, itemsize=itemsize, update=False), 1),
-            (norm, 2 * layers),
-            (rotation, layers),
+            Launches("lookup", lookup, 1),
+            Launches("residual_norm", first_norm, 1),
+            Launches("residual_norm", norm, 2 * layers),
+            Launches("rope_kv_write", rotation, layers),
         ],
-        PROJECTIONS: [(each, layers) for each in (*products, gate)],
-        ATTENTION: [(attention, layers)],
-        HEAD: [(_head_cost(config, forward, n), 1) for n in head_rows(forward)],
+        PROJECTIONS: [
+            *(Launches(product, each, layers) for each in products),
+            Launches("gated_silu", gate, layers),
+        ],
+        ATTENTION: [Launches("block_attention", attention, layers)],
+        HEAD: [
+            Launches("lm_head_confidence", _head_cost(config, forward, n), 1)
+            for n in head_rows(forward)
+        ],
     }
     if forward.kind == DENOISE:
-        stages[REMASK] = [(remask_scatter_cost(*shape, token_itemsize=_ID_BYTES), 1)]
-    if forward.shards > 1:
-        n = forward.shards
-        sent = 2 * (n - 1) / n * itemsize * rows * hidden
-        stages[ALL_REDUCE] = [(Cost(0, sent), 2 * layers)]
+        remask = remask_scatter_cost(*shape, token_itemsize=_ID_BYTES)
+        stages[REMASK] = [Launches("remask_scatter", remask, 1)]
     return stages
 
 
@@ -136,24 +137,6 @@ def _head_cost(config: ModelConfig, forward: Forward, rows: int) -> Cost:
 def total(stages: dict[str, Cost]) -> Cost:
     """Cost of the whole forward."""
     return sum(stages.values(), Cost(0, 0))
-
-
-def shard_of(config: ModelConfig, shards: int) -> ModelConfig:
-    """The sizes of what one of `shards` devices holds of a model.
-
-    Raises:
-        ValueError: heads, KV heads, MLP or vocabulary do not divide.
-    """
-    if shards == 1:
-        return config
-    names = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
-    for name in names:
-        if getattr(config, name) % shards:
-            raise ValueError(
-                f"shards is {shards}; it must divide {name}, which is {getattr(config, name)}"
-            )
-    parts = {name: getattr(config, name) // shards for name in names}
-    return replace(config, **parts)
 
 
 def weight_bytes(n_in: int, n_out: int, forward: Forward, itemsize: int) -> int:

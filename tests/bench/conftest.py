@@ -1,11 +1,12 @@
-"""Small records of made-up round figures."""
+"""A small record of made-up round figures."""
 
 import pytest
 
 from dlm_core import PRESETS
+from dlm_kernels import Cost
 from dlm_roofline.ceilings import Ceiling, Ceilings, Latency
 from dlm_roofline.forward import DECODE, DENOISE, STEP_NAMES, Forward
-from dlm_roofline.records import SCHEMA, Device, Peer, Record, Row, Skipped, Timing
+from dlm_roofline.records import BenchRecord, Device, Peer, Row, Skipped, Timing
 from dlm_roofline.step_cost import step_cost, total
 
 
@@ -13,20 +14,27 @@ def timing(seconds: float) -> Timing:
     return Timing(seconds, seconds, seconds, runs=9, cold=True, graph=False)
 
 
+def op_row(name: str, shape: dict[str, int], seconds: float, cost: Cost, **more) -> Row:
+    amounts = cost.flops, cost.bytes, cost.exps
+    dtype = more.pop("dtype", "bfloat16")
+    return Row("op", name, None, None, shape, dtype, *amounts, timing(seconds), **more)
+
+
+def peer(name: str, seconds: float) -> Peer:
+    return Peer(name, timing(seconds), None)
+
+
 @pytest.fixture
-def record() -> Record:
-    """Of an H200 that reads 4 TB/s and does 800 TFLOP/s in bfloat16; one op, four shapes."""
+def record() -> BenchRecord:
+    """Of an H200 that reads 4 TB/s and does 800 TFLOP/s in bfloat16: two calls of attention, and
+    forwards of an 8B model that take twice their floor.
 
-    def row(batch: int, gigabytes: float, teraflops: float, peers: list[Peer]) -> Row:
-        shape = {"batch": batch, "block": 32, "context": 1024}
-        work = (teraflops * 1e12, gigabytes * 1e9, 0.0)
-        took = timing(2e-3)
-        return Row("op", "block_attention", None, None, shape, "bfloat16", *work, took, peers)
-
-    slower = Peer("SDPA math", timing(5e-3), None)
+    Of denoising steps some have stages, one also a peer, and one has int8 weights.
+    """
+    config, shape = PRESETS["8b"], {"batch": 1, "block": 32, "context": 1024}
     refused = Peer("SDPA flash", None, "no kernel")
-    return Record(
-        schema=SCHEMA,
+    large, few = Cost(0.1e12, 4e9), Cost(1.2e12, 0.4e9)
+    record = BenchRecord(
         complete=True,
         scope="standard",
         date="2026-01-02T03:04:05Z",
@@ -44,34 +52,25 @@ def record() -> Record:
             launch=Latency(3e-6, 4e-6, 15),
             graph_node=Latency(1e-6, 1e-6, 15),
         ),
+        models={"8B": config},
         rows=[
-            row(1, gigabytes=4, teraflops=0.1, peers=[slower, refused]),
-            row(8, gigabytes=0.4, teraflops=1.2, peers=[Peer("SDPA flash", timing(1e-3), None)]),
+            op_row("block_attention", shape, 2e-3, large, peers=[peer("SDPA math", 5e-3), refused]),
+            op_row("block_attention", shape | {"batch": 8}, 2e-3, few,
+                   peers=[peer("SDPA flash", 1e-3)]),
         ],
         skipped=[Skipped("block_attention, batch 64", "out of time")],
-    )
-
-
-@pytest.fixture
-def forwards(record: Record) -> Record:
-    """The same with forwards of an 8B model that take twice their floor.
-
-    Of denoising steps one in detail, stages of three batches at two contexts, and int8 weights; of
-    decoding whole forwards.
-    """
-    config = PRESETS["8b"]
-    record.models["8B"] = config
+    )  # fmt: skip
 
     def add(forward: Forward, *, stages: bool = False, peers: bool = False) -> None:
         costs, roof = step_cost(config, forward), record.roof("bfloat16")
-        beside = [Peer("plain torch", timing(1.0), None)] if peers else []
         took = {name: 2 * roof.seconds(cost) for name, cost in costs.items()}
-        measured = dict(costs) if stages else {}
-        measured[STEP_NAMES[forward.kind]] = total(costs)
+        measured = (costs if stages else {}) | {STEP_NAMES[forward.kind]: total(costs)}
         for name, cost in measured.items():
             seconds = took.get(name, sum(took.values()))
-            row = Row.of_stage(name, "8B", forward, cost, timing(seconds), peers=list(beside))
-            record.rows.append(row)
+            beside = [peer("plain torch", 3 * seconds)] if peers else []
+            record.rows.append(
+                Row.of_model(name, "8B", forward, cost, timing(seconds), peers=beside)
+            )
 
     for batch, context in ((8, 1024), (1, 1024), (64, 1024), (1, 4096)):
         whole = Forward(DENOISE, batch, 32, context, "bfloat16")

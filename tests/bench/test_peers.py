@@ -5,6 +5,7 @@ import torch
 
 from dlm_bench import cases
 from dlm_bench.cases import (
+    OTHER_CACHE,
     attention_case,
     confidence_case,
     difference,
@@ -51,6 +52,15 @@ def test_peers_agree_with_the_op(small: None, case) -> None:
         assert difference(ours, theirs) < 1e-5, name
         ran += 1
     assert ran >= 1
+
+
+def test_a_float8_cache_is_near_the_one_it_was_made_from(small: None) -> None:
+    torch.manual_seed(1)
+    case = attention_case(2, 300, torch.float32, float8=True)
+    work = case.build(CPU)
+    ours = work.view(work.run())
+    apart = difference(ours, work.view(work.peers[OTHER_CACHE]()))
+    assert 1e-3 < apart < case.tolerance
 
 
 def test_a_wrong_result_is_seen(small: None) -> None:

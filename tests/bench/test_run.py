@@ -1,206 +1,159 @@
-"""The whole bench, small: what it leaves behind, and how it ends when it cannot go on."""
+"""The whole bench, small: what it leaves, and how it ends when it cannot go on."""
 
 import importlib.util
 import json
-import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-
-pytest.importorskip("rich")
 from rich.progress import Progress
 
-from dlm_bench import cases, machine, op_rates, run, subjects
-from dlm_bench.plan import Planned
-from dlm_bench.subjects import Source, Subject
+from dlm_bench import calibrate, cases, machine, models, run, timing
+from dlm_bench.models import Planned, Subject
 from dlm_core import PRESETS, random_model
 from dlm_roofline import ceilings
-from dlm_roofline.forward import DECODE, DENOISE, KINDS, QUADRATIC, STEP_NAMES, VERIFY, Forward
-from dlm_roofline.model_check import model_check
-from dlm_roofline.op_rates import OpRate
-from dlm_roofline.records import Record, load
+from dlm_roofline.forward import (
+    DECODE,
+    DENOISE,
+    KINDS,
+    LINEAR,
+    STEP_NAMES,
+    VERIFY,
+    Forward,
+)  # fmt: skip
+from dlm_roofline.records import BenchRecord, read
 from dlm_roofline.step_cost import step_cost, total
+
+pytest.importorskip("msgspec")
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host's bench runs plain torch, also where the other tests interpret Triton."""
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.delenv("DLM_BACKEND", raising=False)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-
-
-@pytest.fixture
-def small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ceilings and rates of our ops in no time; as they're off by much, nothing is skipped for what
-    they predict.
-    """
-    small = op_rates.Sizes(64, (4, 2, 16), 4, 64, 1, 70, 256, 8, 64)
-    monkeypatch.setitem(op_rates.SIZES, "cpu", small)
-    monkeypatch.setattr(run, "RATE_BUDGET", 1e-3)
+def quick_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain torch on the host, also where other tests interpret Triton; ceilings in no time."""
+    for name in ("TRITON_INTERPRET", "DLM_BACKEND", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setitem(ceilings.STREAM_BYTES, "cpu", 8 << 20)
     monkeypatch.setitem(ceilings.MATMUL_SIZE, "cpu", 256)
-    monkeypatch.setattr(run, "LONGEST_FLOOR", math.inf)
+    monkeypatch.setitem(timing.FLUSH_BYTES, "cpu", 4096)
+    monkeypatch.setattr(run, "op_cases", partial(cases.op_cases, config=PRESETS["tiny"]))
 
 
-def test_the_record_says_what_measures_the_same_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    options = ["--patience", "600", "--out", str(tmp_path), "--device", "cpu", "models/8b"]
-    assert run._command(run._arguments(options)) == (
-        "OMP_NUM_THREADS=1 dlm bench 8b --device cpu --patience 600"
-    )
-
-
-def test_a_quick_run_waits_for_nobody_unless_told_to() -> None:
-    given = [["--quick"], [], ["--patience", "7"], ["--quick", "--patience", "7"]]
-    found = [run._patience(run._arguments(options)) for options in given]
-    assert found == [0.0, run.PATIENCE, 7.0, 7.0]
-
-
-@pytest.mark.parametrize("given", ["-1", "inf", "nan"])
-def test_patience_that_is_no_time_is_an_error(given: str, capsys) -> None:
-    with pytest.raises(SystemExit):
-        run.main([f"--patience={given}"])
-    words = f"argument --patience: {given}; it must be a number of seconds from 0 on"
-    assert words in capsys.readouterr().err
-
-
-def test_quick_run_leaves_a_whole_record(tmp_path: Path, capsys, small_ceilings: None) -> None:
+def test_quick_run_leaves_a_whole_record(tmp_path: Path, capsys) -> None:
     assert run.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     closing = json.loads(printed.splitlines()[-1])
-    record = load(closing["record"])
-    assert record.complete and closing["complete"]
+    record = read(BenchRecord, closing["record"])
+    assert record.complete and closing["complete"] and record.scope == "quick"
+    assert record.skipped == []
     assert record.backend == "torch" and record.device.kind == "cpu"
     assert record.command == "dlm bench --quick --device cpu"  # and no word of where it went
-    assert {"linear", "linear int4", "block_attention"} <= record.ceilings.ops.keys()
-    error, check = closing["model_error"], model_check(record)
-    assert error["median"] == pytest.approx(check.median, abs=1e-3)
-    assert error["worst"] == pytest.approx(check.worst, abs=1e-3)
-    assert error["worst"] > error["median"] and error["holds"] is check.holds
     assert {row.name for row in record.rows if row.kind == "op"} == {
         "confidence",
         "confidence, all statistics",
         "lm_head_confidence",
         "remask_scatter",
         "block_attention",
+        "block_attention, float8 cache",
     }
     assert list(record.models) == ["tiny-a", "tiny, random weights"]
     # Every kind of forward, with its stages and their costs.
-    found = [row for row in record.rows if row.kind == "step" and row.model != "tiny-a"]
-    assert [row.forward.kind for row in found] == list(dict.fromkeys((DENOISE, *KINDS)))
+    found = [row for row in record.steps() if row.model != "tiny-a"]
+    assert {row.forward.kind for row in found} == set(KINDS)
     for row in found:
         costs = step_cost(record.models[row.model], row.forward)
         assert row.cost == total(costs)
-        assert {each.name: each.cost for each in record.stages_of(row)} == costs
-    steps = [row for row in record.rows if row.name == STEP_NAMES[DENOISE]]
-    assert closing["steps"][0]["ms"] == pytest.approx(1e3 * steps[-1].timing.median, abs=1e-3)
-    assert closing["steps"][0]["batch"] == 1 and closing["steps"][0]["ratio_to_plain_torch"] > 0
-    # What invariance costs stands beside each step.
-    assert all("ours, fast numerics" in [peer.name for peer in row.peers] for row in steps)
-    # Every peer either ran, after its result was found to be ours, or says why not.
+        staged = {} if row.forward.kind == LINEAR else costs
+        assert {each.name: each.cost for each in record.stages_of(row)} == staged
+    step = closing["steps"][0]
+    assert step["kind"] == DENOISE and step["ratio_to_plain_torch"] > 0
+    (measured,) = [
+        row
+        for row in record.steps(STEP_NAMES[DENOISE])
+        if row.model == step["model"] and row.forward.batch == step["batch"]
+    ]
+    assert step["ms"] == pytest.approx(1e3 * measured.timing.median, abs=1e-3)
+    # What invariance costs stands beside each step, and every peer that ran gave our result.
+    names = [[peer.name for peer in row.peers] for row in record.steps(STEP_NAMES[DENOISE])]
+    assert all("ours, fast numerics" in each for each in names)
     reasons = [peer.refused for row in record.rows for peer in row.peers if peer.refused]
     assert not any("differs" in reason for reason in reasons), reasons
-    assert "% of roof" in printed and "floor ms," in printed
-    if importlib.util.find_spec("matplotlib"):
-        files = sorted(path.suffix for path in tmp_path.iterdir())
-        assert len(files) > 1 and set(files) == {".csv", ".json", ".png", ".svg"}
-    else:
-        assert "no pictures" in printed
+    if importlib.util.find_spec("matplotlib") and importlib.util.find_spec("pandas"):
+        assert "% of roof" in printed
+        files = {path.suffix for path in tmp_path.iterdir()}
+        assert files == {".csv", ".json", ".png", ".svg"}
 
 
-def test_an_interrupted_run_keeps_what_it_has(
-    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, small_ceilings: None
-) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+def failing(kind: type[Exception], words: str = "") -> Callable[..., object]:
+    def fail(*_: object, **__: object) -> object:
+        raise kind(words)
 
-    monkeypatch.setattr(run.Bench, "steps", interrupt)
+    return fail
+
+
+def test_an_interrupted_run_keeps_what_it_has(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(run.Bench, "steps", failing(KeyboardInterrupt))
     assert run.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 130
-    out = capsys.readouterr()
-    closing = json.loads(out.out.splitlines()[-1])
-    record = load(closing["record"])
-    assert not record.complete and not closing["complete"]
-    assert len(record.rows) == 5 and closing["steps"] == []
-    assert "cut short" in out.out
+    printed = capsys.readouterr()
+    record = read(BenchRecord, json.loads(printed.out.splitlines()[-1])["record"])
+    assert not record.complete and len(record.rows) == 6
+    assert "cut short" in printed.out and "what was measured so far is kept" in printed.err
 
 
-def test_what_fails_is_skipped_with_its_reason_and_the_rest_goes_on(
-    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch, small_ceilings: None
+def test_what_fails_is_left_out_with_its_reason_and_the_rest_goes_on(
+    tmp_path: Path, capsys, monkeypatch
 ) -> None:
-    """An op's case, a step's peer, a model that another stands in for, and a whole step."""
+    """An op's case, a forward's peer, and a whole model's forwards."""
+    case, forward = cases.remask_case, run.Bench._forward
+    broken = failing(torch.OutOfMemoryError, "no room in a build")
 
-    def fail(kind: type[Exception], words: str) -> Callable[..., object]:
-        def failing(*_: object, **__: object) -> object:
-            raise kind(words)
-
-        return failing
-
-    case, forward, made = cases.remask_case, run.Bench._forward, []
-
-    def unless_golden(bench: run.Bench, source: Source, planned: Planned) -> None:
-        made.append(source.name)
-        if source.name == "tiny-a":
+    def unless_golden(bench: run.Bench, subject: Subject, *rest: object) -> None:
+        if subject.name == "tiny-a":
             raise RuntimeError("an error word is set")
-        forward(bench, source, planned)
+        forward(bench, subject, *rest)
 
-    broken = fail(torch.OutOfMemoryError, "out of memory in a build")
-    monkeypatch.setattr(cases, "remask_case", lambda *args: replace(case(*args), build=broken))
-    monkeypatch.setattr(run.StepBench, "peer", fail(torch.OutOfMemoryError, "no room for a peer"))
+    monkeypatch.setattr(
+        cases, "remask_case", lambda *args, **of: replace(case(*args, **of), build=broken)
+    )
+    monkeypatch.setattr(run.StepBench, "peer", failing(torch.OutOfMemoryError, "no room"))
     monkeypatch.setattr(run.Bench, "_forward", unless_golden)
-    found = run.subjects_of
-    no_room = fail(torch.OutOfMemoryError, "no room for weights")
-    too_large = Source("8B", PRESETS["8b"], no_room)
-
-    def with_too_large(*args: object, **options: object) -> list[Subject]:
-        return [replace(s, candidates=[too_large, *s.candidates]) for s in found(*args, **options)]
-
-    monkeypatch.setattr(run, "subjects_of", with_too_large)
-    monkeypatch.setattr(run, "SLOWER", 0.0)
-
     assert run.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
     closing = json.loads(capsys.readouterr().out.splitlines()[-1])
-    record = load(closing["record"])
-    assert record.complete and record.scope == "quick"
-    reasons = [each.why for each in record.skipped]
-    assert reasons[:2] == ["out of memory in a build", "no room for weights"]
-    assert reasons[-1] == "no room for weights"
-    assert set(reasons[2:-1]) == {"an error word is set"}
-    assert record.skipped[0].what.startswith("remask_scatter")
-    assert record.skipped[2].what == "tiny-a: denoising step, batch 1, block 8, context 512"
-    assert list(dict.fromkeys(made)) == ["tiny-a", "tiny, random weights"]
-    assert {row.name for row in record.rows if row.kind == "op"} >= {
-        "confidence",
-        "block_attention",
-    }
-    (step_row,) = (row for row in record.rows if row.name == STEP_NAMES[DENOISE])
-    assert step_row.peers[0].refused == "no room for a peer"
+    record = read(BenchRecord, closing["record"])
+    assert record.complete
+    what, why = record.skipped[0].what, [each.why for each in record.skipped]
+    assert what.startswith("remask_scatter") and why[0] == "no room in a build"
+    assert set(why[1:]) == {"an error word is set"}
+    assert record.skipped[1].what == "tiny-a: denoising step, batch 1, block 8, context 512"
+    assert {row.name for row in record.rows} >= {"confidence", "block_attention"}
+    (step,) = record.steps(STEP_NAMES[DENOISE])
+    assert next(peer.refused for peer in step.peers if peer.name == run.PLAIN) == "no room"
     assert closing["steps"][0]["ratio_to_plain_torch"] is None
 
 
 @pytest.fixture
-def bench(tmp_path: Path, record: Record) -> run.Bench:
-    """Of a host without ops, with a fresh record under the fixture's ceilings."""
-    on_host = replace(record.ceilings, graph_node=None)
-    on_host = replace(on_host, matmul={"float32": on_host.matmul["bfloat16"]})
+def bench(tmp_path: Path, record: BenchRecord) -> run.Bench:
+    """Of a host, with a fresh record under the fixture's ceilings."""
+    products = {"float32": record.ceilings.matmul["bfloat16"]}
+    on_host = replace(record.ceilings, graph_node=None, matmul=products)
     host = replace(record.device, kind="cpu", name="a host")
-    record = replace(record, device=host, ceilings=on_host, rows=[], skipped=[])
-    device, progress = torch.device("cpu"), Progress(disable=True)
-    made = run.Bench(record, tmp_path, device, [], quick=True, patience=0.0, progress=progress)
-    made.stopwatch.budget = 0.0
-    return made
+    fresh = replace(
+        record, device=host, ceilings=on_host, models={}, rows=[], skipped=[], backend="torch"
+    )
+    return run.Bench(fresh, tmp_path / "record.json", CPU, Progress(disable=True))
 
 
 def subject(*planned: Planned) -> Subject:
-    source = Source("tiny", PRESETS["tiny"], lambda weights: random_model("tiny", weights=weights))
-    return Subject([source], torch.float32, lambda *_: list(planned), 0.0)
+    def make(weights: str | None):
+        return random_model("tiny", weights=weights)
+
+    return Subject("tiny", PRESETS["tiny"], make, list(planned), budget=0.0)
 
 
 DECODING = Planned(Forward(DECODE, 1, 1, 8, "float32"))
@@ -208,160 +161,86 @@ DECODING = Planned(Forward(DECODE, 1, 1, 8, "float32"))
 
 def test_rows_come_in_the_order_of_the_plan(bench: run.Bench) -> None:
     verify = Planned(Forward(VERIFY, 2, 8, 8, "float32"), stages=True)
-    few_bits = Planned(Forward(DECODE, 1, 1, 8, "float32", weights="int8"))
-    bench.steps(subject(verify, few_bits, DECODING))
+    int8 = Planned(Forward(DECODE, 1, 1, 8, "float32", weights="int8"))
+    bench.steps(subject(verify, int8, DECODING))
     rows = bench.record.rows
-    assert [row.forward for row in rows] == [verify.forward] * 5 + [
-        few_bits.forward,
-        DECODING.forward,
-    ]
+    forwards = [verify.forward] * 5 + [int8.forward, DECODING.forward]
+    assert [row.forward for row in rows] == forwards
     assert [row.kind for row in rows] == ["stage"] * 4 + ["step"] * 3
-    assert bench.record.skipped == []
+    assert read(BenchRecord, bench.path).rows == rows
 
 
 def test_what_there_is_no_memory_for_is_not_begun(bench: run.Bench, monkeypatch) -> None:
-    monkeypatch.setattr(run, "free_memory", lambda _: 5_000_000)
+    monkeypatch.setattr(run, "free_memory", lambda _: 700_000_000)
     large = Planned(Forward(DECODE, 64, 1, 4000, "float32"), stages=True)
     bench.steps(subject(large, DECODING))
     (skipped,) = bench.record.skipped
     assert skipped.what == "tiny: AR decoding step, batch 64, block 1, context 4000"
-    assert re.fullmatch(r"needs about 0\.\d GB, 0\.0 are free", skipped.why)
+    assert re.fullmatch(r"needs about 0\.8 GB, 0\.7 are free", skipped.why)
     assert [row.forward for row in bench.record.rows] == [DECODING.forward]
-    assert bench._row == 5 + 1  # what is skipped counts as gone through
 
 
-def test_what_would_take_longer_than_is_left_is_not_begun(bench: run.Bench, monkeypatch) -> None:
-    # Of a device so slow that a quadratic forward takes minutes at the very least.
-    slow = replace(bench.record.ceilings.matmul["float32"], best=1e6, median=1e6)
-    ceilings = replace(bench.record.ceilings, matmul={"float32": slow})
-    bench.record = replace(bench.record, ceilings=ceilings)
-    monkeypatch.setitem(run.ALL_UNTIL, "cpu", 1000)
-    quadratic = Planned(Forward(QUADRATIC, 1, 20, 8, "float32"), stages=True)
-    bench.steps(subject(DECODING, quadratic))
+def test_nothing_is_begun_after_its_time(bench: run.Bench, monkeypatch) -> None:
+    monkeypatch.setitem(run.ALL_UNTIL, "cpu", -1)
+    bench.steps(subject(DECODING))
     (skipped,) = bench.record.skipped
-    assert "quadratic" in skipped.what
-    assert re.match(r"out of time: takes about \d+\.\d s, and 9\d\d\.\d s are left", skipped.why)
-    # What one of a kind took is what the next one is expected to take.
-    floor = bench.record.floor(bench.record.rows[0])
-    bench._slower["tiny", DECODE] = 1000 / floor
-    assert bench._reason_to_skip_forward(Source("tiny", PRESETS["tiny"], None), DECODING)
+    assert skipped.why == "out of time" and bench.record.rows == []
 
 
-def test_a_forward_that_this_device_refuses_is_skipped(bench: run.Bench) -> None:
-    beyond = Planned(Forward(DECODE, 1, 1, 4096, "float32"))
-    bench.steps(subject(beyond, DECODING))
+def test_a_context_beyond_the_positions_is_left_out(bench: run.Bench) -> None:
+    bench.steps(subject(Planned(Forward(DECODE, 1, 1, 4096, "float32")), DECODING))
     (skipped,) = bench.record.skipped
     assert "capacity is 4097" in skipped.why and len(bench.record.rows) == 1
 
 
-def test_a_float8_cache_is_not_begun_where_triton_does_not_read_it(
-    bench: run.Bench, monkeypatch
-) -> None:
-    monkeypatch.setattr(run, "reads_float8", lambda _: False)
-    float8 = Planned(replace(DECODING.forward, float8_cache=True))
-    bench.steps(subject(float8, DECODING))
-    (skipped,) = bench.record.skipped
-    assert "8.9" in skipped.why and len(bench.record.rows) == 1
-
-
-def test_a_mistake_within_a_forward_is_not_taken_for_a_refusal(
-    bench: run.Bench, monkeypatch
-) -> None:
-    def mistaken(*_: object) -> None:
-        raise ValueError("k_cache has 3 heads")
-
-    monkeypatch.setattr(run.StepBench, "step", mistaken)
-    with pytest.raises(ValueError, match="k_cache has 3 heads"):
-        bench.steps(subject(DECODING))
-    assert bench.record.skipped == []
-
-
-@pytest.mark.parametrize("error", [RuntimeError, ValueError, TypeError])
-def test_a_rate_that_failed_is_not_tried_again(
-    bench: run.Bench, monkeypatch, error: type[Exception]
-) -> None:
-    tries = []
-
-    def fail() -> OpRate:
-        tries.append("linear")
-        raise error("they must differ")
-
-    def rate() -> OpRate:
-        tries.append("lookup")
-        return OpRate(1e-3, None, None)
-
-    monkeypatch.setattr(run, "op_rates", lambda *_: {"linear": fail, "lookup": rate})
-    bench.rates()
-    bench.rates()
-    assert tries == ["linear", "lookup", "lookup"]
-    (skipped,) = bench.record.skipped
-    assert (skipped.what, skipped.why) == ("rate of linear", "they must differ")
-    assert bench.record.ceilings.ops["lookup"].overhead == 1e-3
-
-
-@pytest.mark.parametrize(("scope", "model"), [("folder", "tiny-a"), ("standard", "8B")])
-def test_the_closing_line_is_of_the_folder_s_model_or_the_last(
-    forwards: Record, scope: str, model: str
-) -> None:
-    """tiny-a came before 8B, with the same forwards."""
-    before = [replace(row, model="tiny-a") for row in forwards.rows if row.model == "8B"]
-    models, rows = {"tiny-a": forwards.models["8B"], **forwards.models}, before + forwards.rows
-    record = replace(forwards, scope=scope, models=models, rows=rows)
-    closing = run._closing(record, Path("record.json"))
-    assert closing["steps"] and {step["model"] for step in closing["steps"]} == {model}
-
-
 def test_an_interrupt_within_a_forward_keeps_its_stages(bench: run.Bench, monkeypatch) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run.StepBench, "step", interrupt)
+    monkeypatch.setattr(run.StepBench, "step", failing(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         bench.steps(subject(replace(DECODING, stages=True)))
     assert [row.kind for row in bench.record.rows] == ["stage"] * 4
 
 
-def test_progress_counts_rows(bench: run.Bench, monkeypatch) -> None:
-    shown = []
-    monkeypatch.setattr(bench, "_rows", 6)
-    monkeypatch.setattr(bench._progress, "update", lambda _, description: shown.append(description))
-    bench.steps(subject(DECODING, Planned(Forward(VERIFY, 1, 4, 8, "float32"), stages=True)))
-    rows = [words.split(":")[0] for words in shown if "making" not in words]
-    assert rows == [f"row {n} of 6" for n in range(1, 7)]
+def test_a_lost_device_ends_the_run_with_what_it_was_doing(bench: run.Bench, monkeypatch) -> None:
+    lost = failing(RuntimeError, "an illegal memory access")
+    monkeypatch.setattr(bench, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    with pytest.raises(run.DeviceLost, match="the device is lost: an illegal memory access"):
+        bench._attempt("a row", lambda: None, lost)
 
 
-def test_a_checkpoint_larger_than_free_memory_is_refused(
-    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(subjects, "load_model", lambda *_, **__: pytest.fail("loaded"))
-    monkeypatch.setattr(subjects, "free_memory", lambda _: 100_000)
-    assert run.main([str(subjects.GOLDEN), "--device", "cpu", "--out", str(tmp_path)]) == 1
-    said = capsys.readouterr().err
-    assert re.search(r"tiny-a holds .* GB of weights in torch.float32; .* the 0.0 GB", said)
+def test_every_op_has_a_rate_on_a_gpu() -> None:
+    """The names are those of a forward's launches; each call runs, here on shapes made small."""
+    small = replace(calibrate.CONFIG, head_dim=16, vocab_size=256, block_size=4)
+    with pytest.MonkeyPatch.context() as patch:
+        sizes = {"FEATURES": 64, "BATCH": 2, "CONTEXT": 16, "CONFIG": small}
+        sizes |= {"STREAMING_ROWS": 2, "MULTIPLYING_ROWS": 8}
+        for name, size in sizes.items():
+            patch.setattr(calibrate, name, size)
+        patch.setattr(calibrate, "launch_nothing", lambda: None)
+        calls = calibrate._calls(CPU, torch.float32)
+        patch.setattr(calibrate, "_calls", lambda *_: calls)
+        timer = timing.Timer(CPU, budget=0.0)
+        rates = {name: measure() for name, measure in calibrate.measured_rates(timer)}
+    launched = {
+        launches.op
+        for weights in (None, "fp8", "int8", "int4")
+        for stage in run_launches(Forward(DENOISE, 1, 32, 1024, "bfloat16", weights))
+        for launches in stage
+    }
+    assert rates.keys() == launched - {"lookup"}
+    assert all(rate.bandwidth > 0 for rate in rates.values())
 
 
-@pytest.mark.parametrize(
-    ("compilers", "include", "words"),
-    [
-        (None, None, "no C compiler: CC is not set"),
-        ("/usr/bin/cc", "no/such", "no/such/Python.h is missing"),
-        ("/usr/bin/cc", None, "no kernel image"),
-    ],
-)
-def test_a_triton_that_cannot_run_says_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compilers, include, words: str
-) -> None:
-    def fail(_: object) -> None:
-        raise RuntimeError("no kernel image\nand more")
+def run_launches(forward: Forward) -> list:
+    from dlm_roofline.step_cost import step_launches
 
-    (tmp_path / "Python.h").touch()
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(machine, "partial_sums", fail)
-    monkeypatch.setattr(machine.shutil, "which", lambda _: compilers)
-    monkeypatch.setattr(machine.sysconfig, "get_path", lambda _: include or str(tmp_path))
-    with pytest.raises(OSError, match=words) as raised:
-        machine.check_triton(torch.device("cpu"))
-    assert "\n" not in str(raised.value)
+    return list(step_launches(PRESETS["8b"], forward).values())
+
+
+def test_a_triton_that_cannot_run_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "partial_sums", failing(RuntimeError, "no kernel image\nand more"))
+    with pytest.raises(OSError, match=r"needs a C compiler .*Python\.h: no kernel image$"):
+        machine.check_triton(CPU)
 
 
 def test_nvidia_smi_is_asked_for_this_process_s_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,12 +251,11 @@ def test_nvidia_smi_is_asked_for_this_process_s_gpu(monkeypatch: pytest.MonkeyPa
         return "1755 MHz, 1980 MHz, 3201 MHz, 580.1, 700.00 W, 41"
 
     monkeypatch.setattr(machine, "_output_of", answer)
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="5c2a-01")
-    )
+    properties = SimpleNamespace(uuid="5c2a-01")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     assert machine.clocks(torch.device("cuda", 0))["SM clock"] == "1755 MHz"
     assert asked[0][:2] == ("nvidia-smi", "--id=GPU-5c2a-01")
-    assert machine.clocks(torch.device("cpu")) == {}
+    assert machine.clocks(CPU) == {}
 
 
 @pytest.mark.gpu
@@ -387,30 +265,48 @@ def test_the_gpus_clocks_are_its_own() -> None:
     assert machine.clocks(device).keys() >= {"SM clock", "driver"}
 
 
-def test_the_interpreter_is_never_timed(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert run.main(["--quick", "--out", str(tmp_path)]) == 1
-    assert "TRITON_INTERPRET is 1" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+REFUSED = {
+    "interpreter": ([], "TRITON_INTERPRET is 1"),
+    "no gpu": (["--device", "cuda"], "--device is cuda, and torch sees no CUDA device"),
+    "out is under a file": (
+        ["--out", "{folder}/file/out"],
+        "cannot be written to: Not a directory",
+    ),
+    "no checkpoint": (["{folder}", "--out", "{folder}/out"], "config.json"),
+    "no room": ([str(models.GOLDEN), "--out", "{folder}/out"], "GB of weights"),
+}
 
 
-def test_an_unwritable_folder_is_refused_before_anything_is_measured(
-    tmp_path: Path, capsys, monkeypatch
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_run_is_refused_before_anything_is_measured(
+    case: str, tmp_path: Path, capsys, monkeypatch
 ) -> None:
     monkeypatch.setattr(run, "measure_ceilings", lambda *_, **__: pytest.fail("measured"))
+    if case == "interpreter":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    if case == "no gpu" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    if case == "no room":
+        monkeypatch.setattr(models, "free_memory", lambda _: 100_000)
     (tmp_path / "file").touch()
-    assert run.main(["--out", str(tmp_path / "file" / "out")]) == 1
-    assert "cannot be written to: Not a directory" in capsys.readouterr().err
+    options, words = REFUSED[case]
+    device = [] if "cuda" in options else ["--device", "cpu"]
+    assert run.main([each.format(folder=tmp_path) for each in options] + device) == 1
+    assert words in capsys.readouterr().err
 
 
-def test_a_bad_checkpoint_is_refused_before_anything_is_measured(
-    tmp_path: Path, capsys, monkeypatch
-) -> None:
-    monkeypatch.setattr(run, "measure_ceilings", lambda *_, **__: pytest.fail("measured"))
-    empty = tmp_path / "checkpoint"
-    empty.mkdir()
-    assert run.main([str(empty), "--out", str(tmp_path / "out")]) == 1
-    assert "config.json" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--tune", "--quick"], "argument --tune: not allowed with FOLDER or --quick"),
+        (["--budget", "9"], "argument --budget: needs --tune"),
+        (["--tune", "--budget", "-1"], "a number of seconds above 0"),
+    ],
+)
+def test_options_that_do_not_go_together(options: list[str], words: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        run.main(options)
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("load", "warned"), [(0.9, False), (1.1, True)])
@@ -419,11 +315,5 @@ def test_a_busy_host_is_said_before_anything_is_measured(
 ) -> None:
     monkeypatch.setattr(run.os, "getloadavg", lambda: (load, 0, 0))
     monkeypatch.setattr(run.os, "cpu_count", lambda: 2)
-    for threads in (1, 2):
-        monkeypatch.setattr(run.torch, "get_num_threads", lambda threads=threads: threads)
-        warning = run.busy_host(torch.device("cpu"))
-        assert (warning is not None and "the load is 1.1 on 2 cores" in warning) == warned
-        assert (warning is not None and "set OMP_NUM_THREADS=1" in warning) == (
-            warned and threads == 2
-        )
+    assert ("the load is 1.1 on 2 cores" in (run.busy_host(CPU) or "")) == warned
     assert run.busy_host(torch.device("cuda")) is None

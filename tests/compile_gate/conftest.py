@@ -1,63 +1,39 @@
-"""Compiles on all processors before the tests, and prints what was compiled at the end."""
+"""Which architectures are compiled for, and a table at the end of what was compiled."""
 
-import multiprocessing
-import os
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
 
 import pytest
-from kernel_compiler import CompiledKernel, compile_launches
+from kernel_compiler import CompiledKernel
 
-_HEADER = f"{'kernel':40} {'arch':7} {'registers':>9} {'shared KiB':>10} {'spills':>6}  note"
-_ROWS = pytest.StashKey[list[str]]()
+from dlm_kernels.launch import SHARED_MEMORY
+
+_HEADER = f"{'kernel':44} {'arch':7} {'registers':>9} {'shared KiB':>10} {'spills':>6}  note"
+_PROPERTY = "compiled kernel"
 
 
-@dataclass
-class Report:
-    """Collects a line for each compiled kernel."""
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test of an `arch` runs for sm_90, and with --full for every architecture."""
+    if "arch" in metafunc.fixturenames:
+        full = [pytest.param(a, marks=pytest.mark.full) for a in SHARED_MEMORY if a != "sm_90"]
+        metafunc.parametrize("arch", ["sm_90", *full])
 
-    rows: list[str] = field(default_factory=list)
 
-    def add(self, case: str, kernel: CompiledKernel, note: str = "") -> None:
+@pytest.fixture
+def report(record_property: Callable[[str, str], None]) -> Callable[..., None]:
+    """Adds a line to the table: a property of the test, as its process may be a worker's."""
+
+    def add(case: str, kernel: CompiledKernel, note: str = "") -> None:
         name = f"{kernel.name} {case}"
-        self.rows.append(
-            f"{name:40} {kernel.arch:7} {kernel.usage['REG']:9} {kernel.shared / 1024:10.1f} "
-            f"{kernel.spills:6}  {note}".rstrip()
-        )
+        line = f"{name:44} {kernel.arch:7} {kernel.usage['REG']:9} {kernel.shared / 1024:10.1f} "
+        record_property(_PROPERTY, f"{line}{kernel.spills:6}  {note}".rstrip())
+
+    return add
 
 
-@pytest.fixture(scope="session")
-def report(request: pytest.FixtureRequest) -> Report:
-    report = Report()
-    request.config.stash[_ROWS] = report.rows
-    return report
-
-
-_JOBS: list[tuple[str, Callable[[], object]]] = []  # which forked processes find here
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Leave the selected cases' kernels in Triton's cache, where the tests find them."""
-    for item in session.items:
-        if item.originalname == "test_fits_without_spills":
-            arch, case = (item.callspec.params[name] for name in ("arch", "case"))
-            _JOBS.append((arch, item.module.CASES[case]))
-    processes = min(len(_JOBS), len(os.sched_getaffinity(0)))
-    if processes > 1 and not session.config.option.collectonly:
-        with multiprocessing.get_context("fork").Pool(processes) as pool:
-            pool.map(_compile_job, range(len(_JOBS)), chunksize=1)
-
-
-def _compile_job(number: int) -> None:
-    with suppress(Exception):  # the test says which
-        compile_launches(*_JOBS[number])
-
-
-def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    rows = config.stash.get(_ROWS, [])
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    done = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    properties = {each for report in done for each in report.user_properties}
+    rows = sorted(row for name, row in properties if name == _PROPERTY)
     if rows:
         terminalreporter.section("compiled kernels")
-        terminalreporter.write_line(_HEADER)
-        for row in sorted(rows):
-            terminalreporter.write_line(row)
+        terminalreporter.write_line("\n".join([_HEADER, *rows]))

@@ -1,14 +1,11 @@
 """The kernels that measure ceilings do what their rate is counted by."""
 
-import pytest
 import torch
 from kernel_compiler import compile_launches
 
-from dlm_kernels.launch import SHARED_MEMORY
 from dlm_roofline.ceilings import exponentials, launch_nothing, partial_sums, read_again
 
 
-@pytest.mark.parametrize("arch", SHARED_MEMORY)
 def test_exponentials_are_what_holds_their_kernel(arch: str) -> None:
     """16 of them an SM and clock, against 128 lanes of other instructions: at most 7 to each."""
     (kernel,) = compile_launches(arch, lambda: exponentials(torch.empty(8, device="meta"), 3))
@@ -20,7 +17,6 @@ def test_exponentials_are_what_holds_their_kernel(arch: str) -> None:
     assert kernel.spills == 0
 
 
-@pytest.mark.parametrize("arch", SHARED_MEMORY)
 def test_reads_of_l2_go_past_l1_in_16_bytes_each(arch: str) -> None:
     buffer, out = torch.empty(4 * 4096, device="meta"), torch.empty(8, device="meta")
     (kernel,) = compile_launches(arch, lambda: read_again(buffer, out, 3))
@@ -31,7 +27,6 @@ def test_reads_of_l2_go_past_l1_in_16_bytes_each(arch: str) -> None:
     assert kernel.spills == 0
 
 
-@pytest.mark.parametrize("arch", SHARED_MEMORY)
 def test_streams_and_empty_kernels_fit(arch: str) -> None:
     stream = torch.empty(65536, device="meta")
     for launch in (lambda: partial_sums(stream), launch_nothing):

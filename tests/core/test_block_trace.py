@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dlm_core import Model, Rule, StepEvent, generate, infill, load_model, refine
+from dlm_core import Model, Rule, StepEvent, generate, infill, refine
 
 pytest.importorskip("matplotlib", reason="pictures are drawn with matplotlib")
 
@@ -25,21 +25,14 @@ from dlm_core.block_trace import (
     REMASKED,
     RIGHT_DRAFT,
     VERIFIER,
-    Cell,
     Trace,
     picture,
     save_picture,
     trace_of_cycles,
     trace_of_steps,
-)
+)  # fmt: skip
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 MASK = 3
-
-
-@pytest.fixture(scope="module")
-def model(device: str) -> Model:
-    return load_model(GOLDEN / "tiny-a", device=device)
 
 
 def label(token: int) -> str:
@@ -63,18 +56,11 @@ def texts(figure: Figure) -> list[str]:
 
 STEPS = [
     event(tokens=[9, 7, MASK, 8], committed=[1, 3], confidences=[0.9, 0.2], undecided=[2]),
-    event(
-        step=1,
-        tokens=[9, 6, 5, MASK],
-        committed=[1, 2],
-        confidences=[0.8, 1.0],
-        edited=[1],
-        remasked=[3],
-        undecided=[3],
-    ),
-    event(step=2, tokens=[9, 6, 5, 4], committed=[3], confidences=[0.5]),
-    event(1, tokens=[2, 4], committed=[0, 1], confidences=[0.7, 0.7]),
-]
+    event(0, 1, tokens=[9, 6, 5, MASK], committed=[1, 2], confidences=[0.8, 1.0], edited=[1],
+          remasked=[3], undecided=[3]),
+    event(0, 2, tokens=[9, 6, 5, 4], committed=[3], confidences=[0.5]),
+    event(1, 0, tokens=[2, 4], committed=[0, 1], confidences=[0.7, 0.7]),
+]  # fmt: skip
 
 
 def test_a_row_is_what_stands_after_a_step() -> None:
@@ -114,38 +100,37 @@ def test_entropies_have_a_scale_of_their_own() -> None:
     assert trace.panels[0].rows[0][1][1].color == surest.panels[0].rows[0][1][0].color
 
 
-def drawn(run: Callable, *arguments, **options) -> tuple[list[list[Cell]], list[StepEvent]]:
-    """The rows of all blocks of a real run, and its events."""
+RULE = Rule(edit_threshold=0.5, edit_steps=8, remask_below=0.2, top_k=2)
+
+
+@pytest.mark.parametrize(
+    ("run", "arguments", "options", "given", "revised"),
+    [
+        (generate, (16, "diffusion"), {}, True, False),
+        (infill, (4, [45, 49]), {}, True, False),
+        (refine, ([5, 60, 7, 33, 12, 50],), {"rule": RULE}, False, True),
+        (generate, (8, "diffusion"), {"rule": "diffusion_gemma"}, False, True),
+    ],
+    ids=["diffusion", "infill", "refine", "renoise"],
+)
+def test_a_real_run_is_drawn_as_it_was(
+    run: Callable, arguments: tuple, options: dict, given: bool, revised: bool, model: Model
+) -> None:
+    """With what each mode has beside the new and the old: seeds, a text after a gap, edits."""
     events: list[StepEvent] = []
-    run(*arguments, **options, on_step=events.append)
+    run(model, [59, 62, 65, 2, 13, 17, 21, 25], *arguments, **options, on_step=events.append)
     panels = trace_of_steps(events, label).panels
-    return [cells for panel in panels for _, cells in panel.rows], events
-
-
-@pytest.mark.parametrize("name", ["diffusion", "infill", "refine", "renoise"])
-def test_a_real_run_is_drawn_as_it_was(name: str, model: Model) -> None:
-    """With what each mode has beside the new and the old: seeds, a text behind a gap, edits."""
-    prompt = [59, 62, 65, 2, 13, 17, 21, 25]
-    rule = Rule(edit_threshold=0.5, edit_steps=8, remask_below=0.2, top_k=2)
-    runs = {
-        "diffusion": (generate, [model, prompt, 16, "diffusion"], {}),
-        "infill": (infill, [model, prompt, 4, [45, 49]], {}),
-        "refine": (refine, [model, prompt, [5, 60, 7, 33, 12, 50]], {"rule": rule}),
-        "renoise": (generate, [model, prompt, 8, "diffusion"], {"rule": "diffusion_gemma"}),
-    }
-    run, arguments, options = runs[name]
-    rows, events = drawn(run, *arguments, **options)
+    rows = [cells for panel in panels for _, cells in panel.rows]
     for row, step in zip(rows, events, strict=True):
         assert [cell.label for cell in row] == [label(token) for token in step.tokens]
         undecided = [i for i, cell in enumerate(row) if cell.kind in (OPEN, REMASKED)]
-        masks = [i for i, token in enumerate(step.tokens) if token == MASK]
-        assert undecided == (step.undecided if name == "renoise" else masks)
+        assert undecided == step.undecided
         new = [i for i, cell in enumerate(row) if cell.kind in (NEW, EDITED)]
         assert new == step.committed
     seen = {cell.kind for row in rows for cell in row}
-    assert {NEW, EARLIER, OPEN} - seen == ({EARLIER} if name == "renoise" else set())
-    assert (GIVEN in seen) == (name in ("diffusion", "infill"))
-    assert ({EDITED, REMASKED} <= seen) == (name in ("refine", "renoise"))
+    assert {NEW, OPEN} <= seen
+    assert (GIVEN in seen) == given
+    assert ({EDITED, REMASKED} <= seen) == revised
 
 
 # --- cycles
@@ -195,82 +180,47 @@ def test_an_answer_without_a_cycle_or_a_step_is_a_picture_too() -> None:
 # --- the picture
 
 
-def test_everything_is_written_once_and_in_ink_that_shows() -> None:
+def test_everything_is_written_once() -> None:
     trace = trace_of_steps(STEPS, lambda token: "" if token == MASK else f"${token}$")
     figure = picture(trace, "title", "details")
     written = texts(figure)
     assert not any(text.get_parse_math() for text in figure.axes[0].texts)
     assert written.count("$9$") == 3 and written.count("$6$") == 2 and written.count("×") == 2
-    for wanted in ("title", "details", "block 1", "block 2", "probability", "step", *EVERY_KIND):
-        assert wanted in written
-    faces = [patch for patch in figure.axes[0].patches if patch.get_width() > 0.2]
-    for text in figure.axes[0].texts:
-        if not text.get_text().startswith("$") or text.get_color() == block_trace.QUIET:
-            continue
-        x, y = text.get_position()
-        (cell,) = (p for p in faces if p.get_x() < x < p.get_x() + p.get_width()
-                   and p.get_y() < y < p.get_y() + p.get_height())  # fmt: skip
-        assert contrast(text.get_color(), cell.get_facecolor()) >= 4.5
+    kinds = {GIVEN, NEW, EDITED, EARLIER, OPEN, REMASKED}
+    assert {"title", "details", "block 1", "block 2", "probability", "step", *kinds} <= {*written}
 
 
-EVERY_KIND = (GIVEN, NEW, EDITED, EARLIER, OPEN, REMASKED)
-
-
-def contrast(one: object, other: object) -> float:
-    """WCAG 2 contrast ratio of two colours."""
-
-    def luminance(color: object) -> float:
-        channels = [
-            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)
-        ]
-        return 0.2126 * channels[0] + 0.7152 * channels[1] + 0.0722 * channels[2]
-
-    dark, light = sorted((luminance(one), luminance(other)))
-    return (light + 0.05) / (dark + 0.05)
+def luminance(color: object) -> float:
+    """WCAG 2 relative luminance."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def test_every_confidence_can_be_read() -> None:
     for share in range(101):
         face = block_trace._shade(share / 100)
         for color in (face, block_trace._paler(face)):
-            assert contrast(block_trace.ink_on(color), color) >= 4.5
+            dark, light = sorted(map(luminance, (block_trace.ink_on(color), color)))
+            assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
 def steps_of_blocks(n_blocks: int, length: int, text: Callable[[int], str] = str) -> Trace:
     """Blocks that fill from the left, one position a step."""
-    events = [
-        event(
-            block,
-            step,
-            tokens=[4] * (step + 1) + [MASK] * (length - step - 1),
-            committed=[step],
-            confidences=[0.9],
-            undecided=list(range(step + 1, length)),
-        )
-        for block in range(n_blocks)
-        for step in range(length)
-    ]
+    events = []
+    for block in range(n_blocks):
+        for step in range(length):
+            tokens = [4] * (step + 1) + [MASK] * (length - step - 1)
+            left = [i for i, token in enumerate(tokens) if token == MASK]
+            done = {"tokens": tokens, "committed": [step], "confidences": [0.9]}
+            events.append(event(block, step, **done, undecided=left))
     return trace_of_steps(events, lambda token: "" if token == MASK else text(token))
 
 
-def test_narrow_blocks_stand_side_by_side() -> None:
-    figure = picture(steps_of_blocks(3, 4), "", "")
-    titles = {t.get_text(): t.get_position() for t in figure.axes[0].texts}
-    places = [titles[f"block {i}"] for i in (1, 2, 3)]
-    assert places[0][0] < places[1][0] < places[2][0]
-    assert len({y for _, y in places}) == 1
-    assert not [text for text in texts(figure) if "rows fit" in text]
-
-
-def test_a_wide_block_goes_on_below_with_the_rows_that_touch_it() -> None:
+def test_a_wide_block_goes_on_below() -> None:
     figure = picture(steps_of_blocks(1, 30, lambda token: "internationalization"), "", "")
     assert figure.get_figwidth() <= MAX_WIDTH
     written = texts(figure)
-    assert written.count("block 1") == 2
-    assert "internationalization" not in written and "internation…" in written
-    row_names = [t for t in figure.axes[0].texts if t.get_ha() == "right" and t.get_text() == "30"]
-    assert len(row_names) == 1
-    assert written.count("0") >= 1 and written.count("29") >= 1
+    assert written.count("block 1") == 2 and {"0", "29", "internation…"} <= {*written}
 
 
 @pytest.mark.parametrize("height", [4.0, 6.0], ids=["part-of-a-block", "whole-blocks"])
@@ -278,10 +228,8 @@ def test_what_does_not_fit_is_counted(height: float, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(block_trace, "MAX_HEIGHT", height)
     figure = picture(steps_of_blocks(12, 10), "", "")
     (note,) = (text for text in texts(figure) if "rows fit" in text)
-    drawn = sum(
-        t.get_ha() == "right" and t.get_text().isdigit() and t.get_fontsize() == 8
-        for t in figure.axes[0].texts
-    ) - 1  # fmt: skip
+    names = [t for t in figure.axes[0].texts if t.get_ha() == "right" and t.get_fontsize() == 8]
+    drawn = sum(t.get_text().isdigit() for t in names) - 1  # the scale's end is one too
     assert note.startswith(f"{drawn} of 120 rows fit")
     assert 0 < drawn < 120
     assert figure.get_figheight() <= height
@@ -289,9 +237,7 @@ def test_what_does_not_fit_is_counted(height: float, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_the_file_is_whole_or_not_there(
-    format_: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_file_is_written_in_its_format(format_: str, tmp_path: Path) -> None:
     path = tmp_path / f"trace.{format_.upper()}"
     trace = trace_of_steps(STEPS, lambda token: "好$" if token == 9 else str(token))
     save_picture(trace, path, "title", "details")
@@ -299,11 +245,13 @@ def test_the_file_is_whole_or_not_there(
     assert written.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[format_])
     assert len(written) > 5000
 
+
+def test_the_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks_off(figure: Figure, file: Path, **options) -> None:
         file.write_bytes(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", breaks_off)
     with pytest.raises(OSError, match="No space left"):
-        save_picture(trace, path, "title", "details")
-    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == written
+        save_picture(trace_of_steps(STEPS, label), tmp_path / "trace.png", "title", "details")
+    assert not list(tmp_path.iterdir())

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from caches import cache_for
 from safetensors.torch import load_file, save_file
 
-from dlm_core import KVCache, Model, load_model, random_model
+from dlm_core import Model, load_model, random_model
 
 NORM = "encoder.norm.weight"
 PROJECTION = "encoder.layers.1.self_attn.k_proj.weight"
@@ -62,36 +62,24 @@ def test_dtype_converts(checkpoint: Path) -> None:
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        pytest.param(lambda t: t.pop(NORM), "lacks encoder.norm.weight", id="missing"),
-        pytest.param(
-            lambda t: t.update(bias=torch.zeros(3)), "holds bias, which the config", id="extra"
-        ),
-        pytest.param(
-            lambda t: t.update({PROJECTION: t[PROJECTION][:-1].clone()}),
-            rf"{PROJECTION} in .*model.safetensors has shape \[31, 64\].*\[32, 64\]",
-            id="misshapen",
-        ),
-        pytest.param(
-            lambda t: t.update({PROJECTION: t[PROJECTION].T.contiguous()}),
-            f"{PROJECTION} in .* has shape",
-            id="transposed",
-        ),
-        pytest.param(
-            lambda t: t.update({NORM: t[NORM].double()}), f"{NORM} in .* is F64", id="other-dtype"
-        ),
-        pytest.param(
-            lambda t: t[PROJECTION][3].fill_(float("nan")),
-            f"{PROJECTION} in .* is not finite",
-            id="nan",
-        ),
-        pytest.param(
-            lambda t: t[NORM][0].fill_(float("-inf")), f"{NORM} in .* is not finite", id="inf"
-        ),
-    ],
-)
+BAD_TENSORS = {
+    "missing": (lambda t: t.pop(NORM), "lacks encoder.norm.weight"),
+    "extra": (lambda t: t.update(bias=torch.zeros(3)), "holds bias, which the config"),
+    "misshapen": (
+        lambda t: t.update({PROJECTION: t[PROJECTION][:-1].clone()}),
+        rf"{PROJECTION} in .*model.safetensors has shape \[31, 64\].*\[32, 64\]",
+    ),
+    "transposed": (
+        lambda t: t.update({PROJECTION: t[PROJECTION].T.contiguous()}),
+        f"{PROJECTION} in .* has shape",
+    ),
+    "other dtype": (lambda t: t.update({NORM: t[NORM].double()}), f"{NORM} in .* is F64"),
+    "nan": (lambda t: t[PROJECTION][3].fill_(torch.nan), f"{PROJECTION} in .* is not finite"),
+    "inf": (lambda t: t[NORM][0].fill_(-torch.inf), f"{NORM} in .* is not finite"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_TENSORS.values(), ids=BAD_TENSORS)
 def test_bad_tensor_is_named(checkpoint: Path, change: Callable, message: str) -> None:
     rewrite(checkpoint, change)
     with pytest.raises(ValueError, match=message):
@@ -105,24 +93,23 @@ def test_value_that_overflows_the_asked_dtype_is_named(checkpoint: Path) -> None
         load_model(checkpoint, dtype=torch.float16)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param(lambda data: data[: len(data) // 2], id="truncated"),
-        pytest.param(lambda data: data[:4], id="truncated-within-the-length"),
-        pytest.param(lambda data: b"", id="empty"),
-        pytest.param(lambda data: data + b"\0", id="trailing-byte"),
-        pytest.param(lambda data: b"\xff" * 8 + data[8:], id="absurd-header-length"),
-        pytest.param(lambda data: data.replace(b'"F32"', b'"F99"'), id="unknown-dtype"),
-        pytest.param(lambda data: data.replace(b"[0,", b"[8,", 1), id="shifted-offsets"),
-    ],
-)
+DAMAGE = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "truncated within the length": lambda data: data[:4],
+    "empty": lambda data: b"",
+    "trailing byte": lambda data: data + b"\0",
+    "absurd header length": lambda data: b"\xff" * 8 + data[8:],
+    "unknown dtype": lambda data: data.replace(b'"F32"', b'"F99"'),
+    "shifted offsets": lambda data: data.replace(b"[0,", b"[8,", 1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_damaged_file_is_named(checkpoint: Path, damage: Callable[[bytes], bytes]) -> None:
     file = checkpoint / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(ValueError, match="damaged") as error:
+    with pytest.raises(ValueError, match=f"{file}.*damaged|damaged.*{file}"):
         load_model(checkpoint)
-    assert str(file) in str(error.value)
 
 
 def test_folder_without_weights_is_an_error(checkpoint: Path) -> None:
@@ -138,18 +125,15 @@ def test_missing_shard_is_named(checkpoint: Path) -> None:
         load_model(checkpoint)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        pytest.param(lambda m: m.pop(NORM), f"holds {NORM}, which the index", id="not-indexed"),
-        pytest.param(
-            lambda m: m.update(ghost=m[NORM]), "lacks ghost, which the index", id="not-in-shard"
-        ),
-        pytest.param(
-            lambda m: m.update({NORM: "../model.safetensors"}), "no file name", id="outside-folder"
-        ),
-    ],
-)
+BAD_INDEXES = {
+    "not indexed": (lambda m: m.pop(NORM), f"holds {NORM}, which the index"),
+    "not in shard": (lambda m: m.update(ghost=m[NORM]), "lacks ghost, which the index"),
+    "outside folder": (lambda m: m.update({NORM: "../model.safetensors"}), "no file name"),
+    "nested": (lambda m: m.update({NORM: ["b"]}), "index.json is not an index"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_INDEXES.values(), ids=BAD_INDEXES)
 def test_index_at_odds_with_its_shards_is_an_error(
     checkpoint: Path, change: Callable, message: str
 ) -> None:
@@ -160,7 +144,7 @@ def test_index_at_odds_with_its_shards_is_an_error(
         load_model(checkpoint)
 
 
-@pytest.mark.parametrize("weight_map", [None, [], {"a": ["b"]}], ids=["null", "list", "nested"])
+@pytest.mark.parametrize("weight_map", [None, []], ids=["null", "list"])
 def test_index_without_a_weight_map_is_named(checkpoint: Path, weight_map: object) -> None:
     shard(checkpoint)
     write_index(checkpoint, weight_map)
@@ -170,8 +154,7 @@ def test_index_without_a_weight_map_is_named(checkpoint: Path, weight_map: objec
 
 def test_random_model_has_logits_of_order_one() -> None:
     model = random_model("tiny")
-    cache = KVCache(model.config, batch=1, capacity=64, device="cpu", dtype=model.dtype)
-    logits = model.logits(model(torch.arange(64)[None], cache, causal=True))
+    logits = model.logits(model(torch.arange(64)[None], cache_for(model), causal=True))
     assert 0.5 < logits.std() < 2
 
 
@@ -197,19 +180,18 @@ def test_weights_are_never_held_twice(checkpoint: Path) -> None:
     assert over < sum(sizes) / 2
 
 
-def test_bad_arguments_are_named(checkpoint: Path) -> None:
-    with pytest.raises(
-        ValueError, match="name_or_config is '7b'; it must be a ModelConfig or one of 3b, 8b"
-    ):
-        random_model("7b")
-    with pytest.raises(ValueError, match="name_or_config is 3; it must be a ModelConfig"):
-        random_model(3)
-    with pytest.raises(TypeError, match="seed is 'x'; it must be an int"):
-        random_model("tiny", seed="x")
-    for make in (partial(random_model, "tiny"), partial(load_model, checkpoint)):
-        with pytest.raises(ValueError, match="device is 'abacus'; torch knows no such device"):
-            make(device="abacus")
-    with pytest.raises(TypeError, match="dtype is torch.float64"):
-        random_model("tiny", dtype=torch.float64)
-    with pytest.raises(TypeError, match="dtype is torch.int8"):
-        load_model(checkpoint, dtype=torch.int8)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda _: random_model("7b"), "name_or_config is '7b'; it must be a ModelConfig or one"),
+        (lambda _: random_model(3), "name_or_config is 3; it must be a ModelConfig"),
+        (lambda _: random_model("tiny", seed="x"), "seed is 'x'; it must be an int"),
+        (lambda _: random_model("tiny", device="abacus"), "device is 'abacus'; torch knows no"),
+        (lambda _: random_model("tiny", dtype=torch.float64), "dtype is torch.float64"),
+        (lambda folder: load_model(folder, device="abacus"), "device is 'abacus'; torch knows no"),
+        (lambda folder: load_model(folder, dtype=torch.int8), "dtype is torch.int8"),
+    ],
+)
+def test_bad_argument_is_named(make: Callable, message: str, checkpoint: Path) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        make(checkpoint)

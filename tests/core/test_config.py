@@ -17,56 +17,31 @@ def test_published_file_is_taken_as_it_is(name: str, golden: Path) -> None:
     assert ModelConfig.from_json(golden / "configs" / f"{name}.json") == PRESETS[name]
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("hidden_act", "gelu"),
-        ("attention_bias", True),
-        ("mlp_bias", True),
-        ("tie_word_embeddings", True),
-        ("sliding_window", 4096),
-        ("attention_dropout", 0.1),
-        ("dlm_paradigm", "block_diff"),
-        ("model_type", "ministral3"),
-        ("num_experts", 8),
-        ("vocab_size", 0),
-        ("hidden_size", 64.0),
-        ("num_hidden_layers", True),
-        ("num_attention_heads", 3),
-        ("head_dim", 24),
-        ("rms_norm_eps", 0.0),
-        ("mask_token_id", 67),
-        ("mask_token_id", 2),
-        ("eos_token_id", [2, 3]),
-        ("block_size", 1),
-        ("torch_dtype", "float8_e4m3fn"),
-        ("rope_parameters", None),
-    ],
-)
-def test_bad_key_is_named_with_its_value(key: str, value: object, golden: Path) -> None:
-    with pytest.raises((TypeError, ValueError), match=key) as error:
-        ModelConfig.from_dict(tiny_values(golden) | {key: value})
-    assert repr(value) in str(error.value)
+BAD_KEYS = [
+    ("hidden_act", "gelu"), ("attention_bias", True), ("mlp_bias", True),
+    ("tie_word_embeddings", True), ("sliding_window", 4096), ("attention_dropout", 0.1),
+    ("dlm_paradigm", "block_diff"), ("model_type", "ministral3"), ("num_experts", 8),
+    ("vocab_size", 0), ("hidden_size", 64.0), ("num_hidden_layers", True),
+    ("num_attention_heads", 3), ("head_dim", 24), ("rms_norm_eps", 0.0), ("mask_token_id", 67),
+    ("mask_token_id", 2), ("eos_token_id", [2, 3]), ("block_size", 1),
+    ("torch_dtype", "float8_e4m3fn"), ("rope_parameters", None),
+]  # fmt: skip
+BAD_ROPE_KEYS = [
+    ("rope_type", "llama3"), ("truncate", False), ("attention_factor", 1.5),
+    ("partial_rotary_factor", 0.5), ("factor", 0.5), ("beta_fast", 0.5), ("rope_theta", "1e4"),
+    ("rope_theta", float("inf")), ("mscale", 0), ("original_max_position_embeddings", -1),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("rope_type", "llama3"),
-        ("truncate", False),
-        ("attention_factor", 1.5),
-        ("partial_rotary_factor", 0.5),
-        ("factor", 0.5),
-        ("beta_fast", 0.5),
-        ("rope_theta", "1e4"),
-        ("rope_theta", float("inf")),
-        ("mscale", 0),
-        ("original_max_position_embeddings", -1),
-    ],
+    ("key", "value", "in_rope"),
+    [*((*bad, False) for bad in BAD_KEYS), *((*bad, True) for bad in BAD_ROPE_KEYS)],
 )
-def test_bad_rope_key_is_named_with_its_value(key: str, value: object, golden: Path) -> None:
+def test_bad_key_is_named_with_its_value(
+    key: str, value: object, in_rope: bool, golden: Path
+) -> None:
     values = tiny_values(golden)
-    values["rope_parameters"][key] = value
+    (values["rope_parameters"] if in_rope else values)[key] = value
     with pytest.raises((TypeError, ValueError), match=key) as error:
         ModelConfig.from_dict(values)
     assert repr(value) in str(error.value)

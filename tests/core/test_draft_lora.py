@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from caches import cache_for
 from safetensors.torch import load_file, save_file
 
-from dlm_core import KVCache, draft_lora, generate, load_model, random_model
+from dlm_core import Model, draft_lora, generate, load_model
 
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 A = "base_model.model.encoder.layers.1.self_attn.o_proj.lora_A.weight"
 B = "base_model.model.encoder.layers.1.self_attn.o_proj.lora_B.weight"
 
@@ -24,20 +26,20 @@ def lora(checkpoint: Path, golden: Path) -> Path:
 
 
 def set_key(folder: Path, **values: object) -> None:
-    path = folder / "adapter_config.json"
+    path = folder / CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def rewrite(folder: Path, change: Callable[[dict], object]) -> None:
-    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors = load_file(folder / WEIGHTS)
     change(tensors)
-    save_file(tensors, folder / "adapter_model.safetensors")
+    save_file(tensors, folder / WEIGHTS)
 
 
 def test_update_is_merged_beside_the_projection(checkpoint: Path, lora: Path) -> None:
     attention = load_model(checkpoint).encoder.layers[1].self_attn
     stored = load_file(checkpoint / "model.safetensors")
-    update = load_file(lora / "adapter_model.safetensors")
+    update = load_file(lora / WEIGHTS)
     weight = stored["encoder.layers.1.self_attn.o_proj.weight"]
     assert torch.equal(attention.o_proj.weight, weight)
     merged = weight.double() + 16 / 4 * update[B].double() @ update[A].double()  # alpha 16, r 4
@@ -49,50 +51,34 @@ def test_checkpoint_without_lora_has_none(checkpoint: Path) -> None:
     assert not model.has_draft_lora
     with pytest.raises(ValueError, match="lora is True; the model's checkpoint held no draft LoRA"):
         generate(model, [5], 4, mode="linear_spec", lora=True)
-    cache = KVCache(model.config, 1, 8, device=model.device, dtype=model.dtype)
     with pytest.raises(ValueError, match="lora is True"):
-        model(torch.tensor([[5]]), cache, causal=False, lora=True)
+        model(torch.tensor([[5]]), cache_for(model), causal=False, lora=True)
 
 
-def test_lora_is_used_by_default_where_there_is_one(golden: Path) -> None:
-    model = load_model(golden / "tiny-a")
+def test_lora_is_used_by_default_where_there_is_one(golden: Path, model: Model) -> None:
     case = json.loads((golden / "tiny-a" / "expected_tokens.json").read_text())[0]
     accepted = generate(model, case["prompt"], case["max_new_tokens"], mode="linear_spec").accepted
     assert accepted == case["linear_spec_lora"]["accepted"] != case["linear_spec"]["accepted"]
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        pytest.param(lambda f: set_key(f, use_dora=True), "use_dora is True", id="dora"),
-        pytest.param(lambda f: set_key(f, use_rslora=True), "use_rslora is True", id="rslora"),
-        pytest.param(
-            lambda f: set_key(f, target_modules=["q_proj"]), "target_modules is", id="other-target"
-        ),
-        pytest.param(lambda f: set_key(f, r=0), "r is 0", id="rank-0"),
-        pytest.param(lambda f: set_key(f, lora_alpha="16"), "lora_alpha is '16'", id="alpha-text"),
-        pytest.param(
-            lambda f: set_key(f, lora_alpha=float("nan")), "lora_alpha is nan", id="alpha-nan"
-        ),
-        pytest.param(lambda f: set_key(f, r=8), "lora_A.weight .* shape \\[4, 64\\]", id="rank-8"),
-        pytest.param(
-            lambda f: (f / "adapter_config.json").write_text("{"), "adapter_config", id="no-json"
-        ),
-        pytest.param(lambda f: (f / "adapter_config.json").unlink(), "cannot be read", id="none"),
-        pytest.param(
-            lambda f: (f / "adapter_model.safetensors").unlink(),
-            "adapter_model.safetensors cannot be read",
-            id="no-weights",
-        ),
-        pytest.param(lambda f: rewrite(f, lambda t: t.pop(A)), f"lacks {A}", id="missing"),
-        pytest.param(
-            lambda f: rewrite(f, lambda t: t.update(more=torch.zeros(1))), "holds more", id="extra"
-        ),
-        pytest.param(
-            lambda f: rewrite(f, lambda t: t[A].fill_(float("inf"))), "not finite", id="infinite"
-        ),
-    ],
-)
+DAMAGE = {
+    "dora": (lambda f: set_key(f, use_dora=True), "use_dora is True"),
+    "rslora": (lambda f: set_key(f, use_rslora=True), "use_rslora is True"),
+    "other target": (lambda f: set_key(f, target_modules=["q_proj"]), "target_modules is"),
+    "rank 0": (lambda f: set_key(f, r=0), "r is 0"),
+    "alpha a text": (lambda f: set_key(f, lora_alpha="16"), "lora_alpha is '16'"),
+    "alpha nan": (lambda f: set_key(f, lora_alpha=float("nan")), "lora_alpha is nan"),
+    "rank 8": (lambda f: set_key(f, r=8), r"lora_A.weight .* shape \[4, 64\]"),
+    "no json": (lambda f: (f / CONFIG).write_text("{"), "adapter_config"),
+    "no config": (lambda f: (f / CONFIG).unlink(), "cannot be read"),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), f"{WEIGHTS} cannot be read"),
+    "missing": (lambda f: rewrite(f, lambda t: t.pop(A)), f"lacks {A}"),
+    "extra": (lambda f: rewrite(f, lambda t: t.update(more=torch.zeros(1))), "holds more"),
+    "infinite": (lambda f: rewrite(f, lambda t: t[A].fill_(torch.inf)), "not finite"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
 def test_damage_is_named(
     damage: Callable[[Path], object], message: str, checkpoint: Path, lora: Path
 ) -> None:
@@ -125,12 +111,3 @@ def test_written_whole_or_not_at_all(
     assert sorted(path.name for path in checkpoint.glob("linear_spec_lora*")) == [
         "linear_spec_lora"
     ]
-
-
-def test_random_models_speculate_without_lora() -> None:
-    model = random_model("tiny")
-    prompt = list(range(200, 220))
-    expected = generate(model, prompt, 24).tokens
-    result = generate(model, prompt, 24, mode="linear_spec", block_length=8)
-    assert result.tokens == expected
-    assert result.forwards["draft"] == result.forwards["verify"] == len(result.accepted)

@@ -9,36 +9,48 @@ from pathlib import Path
 
 import pytest
 import torch
+from caches import cache_for
 from safetensors.torch import load_file
 
 from dlm_core import KVCache, Model, generate, load_model
 
-CUDA = torch.cuda.is_available()
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINTS = ("tiny-a", "tiny-b")
 PREFIXES = range(5)
 
-# Prompts that Triton's interpreter runs; it takes about half a minute for each. A GPU runs all.
-INTERPRETED = {"tiny-a": (2, 4), "tiny-b": (0,)}
+# What Triton's interpreter runs: of each mode the quickest run that takes all of its path, and with
+# --full a prompt of each checkpoint and all logits. A GPU runs all.
+INTERPRETED = {
+    "tiny-a-prefix0",
+    "tiny-b-prefix0",
+    "tiny-b-prompt0-autoregressive",
+    "tiny-a-prompt1-diffusion-threshold=0.9",
+    "tiny-a-prompt1-linear_spec-lora=True",
+    "tiny-a-prompt3-quadratic_spec",
+}
+INTERPRETED_IN_FULL = ("tiny-a-prompt2-", "tiny-b-prompt0-", "tiny-a-prefix", "tiny-b-prefix")
 
 load = functools.cache(load_model)
 
 
-@pytest.fixture(params=["torch", "triton"])
-def backend_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The device on which the backend named by the parameter runs, with that backend forced."""
-    device = request.getfixturevalue("device" if request.param == "torch" else "triton_device")
-    monkeypatch.setenv("DLM_BACKEND", request.param)
-    return device
+@pytest.fixture
+def backend_device(
+    backend: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The device on which `backend` runs, with that backend forced."""
+    monkeypatch.setenv("DLM_BACKEND", backend)
+    return request.getfixturevalue("device" if backend == "torch" else "triton_device")
 
 
-@pytest.fixture(autouse=True)
-def only_some_prompts_are_interpreted(request: pytest.FixtureRequest) -> None:
-    callspec = getattr(request.node, "callspec", None)
-    arguments = callspec.params if callspec else {}
-    if arguments.get("backend_device") == "triton" and not CUDA and "n" in arguments:
-        if arguments["n"] not in INTERPRETED[arguments["checkpoint"]]:
-            pytest.skip("three prompts are enough for the interpreter; a GPU runs all")
+def on_both_backends(name: str, *values: object) -> list:
+    """The parameters of one case under each backend."""
+    marks = pytest.mark.full if name.startswith(INTERPRETED_IN_FULL) else pytest.mark.gpu
+    if name in INTERPRETED:
+        marks = ()
+    return [
+        pytest.param("torch", *values, id=f"torch-{name}"),
+        pytest.param("triton", *values, id=f"triton-{name}", marks=marks),
+    ]
 
 
 def token_runs() -> list:
@@ -49,36 +61,29 @@ def token_runs() -> list:
         for n, case in enumerate(cases):
             expected = [("autoregressive", {}, case["autoregressive"])]
             for run in case["diffusion"]:
-                rule = {key: run[key] for key in ("threshold", "steps") if key in run}
-                expected.append(("diffusion", rule, run))
+                options = {key: run[key] for key in ("threshold", "steps") if key in run}
+                expected.append(("diffusion", options, run))
             expected.append(("linear_spec", {"lora": False}, case["linear_spec"]))
             expected.append(("linear_spec", {"lora": True}, case["linear_spec_lora"]))
             expected.append(("quadratic_spec", {}, case["quadratic_spec"]))
-            for mode, rule, run in expected:
+            for mode, options, run in expected:
+                settings = (f"{key}={value}" for key, value in options.items())
+                name = "-".join([checkpoint, f"prompt{n}", mode, *settings])
                 if "block_length" in run:
-                    rule["block_length"] = run["block_length"]
-                name = "-".join([mode, *(f"{key}={value}" for key, value in rule.items())])
-                runs.append(
-                    pytest.param(
-                        checkpoint, n, case, mode, rule, run, id=f"{checkpoint}-prompt{n}-{name}"
-                    )
-                )
+                    options["block_length"] = run["block_length"]
+                runs += on_both_backends(name, checkpoint, case, mode, options, run)
     return runs
 
 
-@pytest.mark.parametrize("i", PREFIXES, ids=lambda i: f"prefix{i}")
-@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+@pytest.mark.parametrize(
+    ("backend", "checkpoint", "i"),
+    sum((on_both_backends(f"{c}-prefix{i}", c, i) for c in CHECKPOINTS for i in PREFIXES), []),
+)
 def test_logits(checkpoint: str, i: int, backend_device: str) -> None:
     model = load(GOLDEN / checkpoint, device=backend_device)
     expected = load_file(GOLDEN / checkpoint / "expected_logits.safetensors", backend_device)
     prefix, block = (expected[f"logits.{i}.{part}"] for part in ("prefix", "block"))
-    cache = KVCache(
-        model.config,
-        batch=1,
-        capacity=len(prefix) + len(block),
-        device=backend_device,
-        dtype=model.dtype,
-    )
+    cache = cache_for(model, capacity=len(prefix) + len(block))
 
     causal = run(model, prefix, cache, causal=True)
     torch.testing.assert_close(causal, expected[f"logits.{i}.causal"], atol=1e-4, rtol=0)
@@ -103,12 +108,14 @@ def test_some_prefixes_lie_past_the_original_context() -> None:
         assert longest > 2 * rope.original_max_position_embeddings
 
 
-@pytest.mark.parametrize(("checkpoint", "n", "case", "mode", "rule", "expected"), token_runs())
+@pytest.mark.parametrize(
+    ("backend", "checkpoint", "case", "mode", "options", "expected"), token_runs()
+)
 def test_tokens_commits_and_forwards(
-    checkpoint: str, n: int, case: dict, mode: str, rule: dict, expected: dict, backend_device: str
+    checkpoint: str, case: dict, mode: str, options: dict, expected: dict, backend_device: str
 ) -> None:
     model = load(GOLDEN / checkpoint, device=backend_device)
-    generation = generate(model, case["prompt"], case["max_new_tokens"], mode=mode, **rule)
+    generation = generate(model, case["prompt"], case["max_new_tokens"], mode=mode, **options)
     assert generation.tokens == expected["tokens"]
     assert generation.forwards == expected["forwards"]
     assert generation.committed == expected.get("committed", [])

@@ -1,13 +1,11 @@
 """Caches in float8: what is written comes back as its scale promises, through pages too."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from cached_rows import write
+from caches import cache_after, write
 from torch import Tensor
 
-from dlm_core import PRESETS, KVCache, Model, load_model
+from dlm_core import PRESETS, Batch, KVCache, Model
 from dlm_core.calibration import calibrated_kv_scales
 from dlm_core.kv_scales import KVScales
 from dlm_core.paged_cache import Context, PagedKVCache, PagePool
@@ -101,43 +99,33 @@ def test_pages_hold_the_bits_of_a_contiguous_cache_and_survive_sharing_and_swapp
             assert torch.equal(negated, expected[20:24].view(FLOAT8).float())
 
 
-@pytest.mark.parametrize("in_pages", [False, True], ids=["contiguous", "paged"])
-def test_attention_takes_the_scales_of_a_cache(in_pages: bool) -> None:
+def test_attention_takes_the_scales_of_a_cache() -> None:
     """Over scales that differ by head, against attention over what float8 keeps of the rows."""
     scales, layer = random_scales(), 1
-    if in_pages:
-        context = Context(PagePool(CONFIG, 4, 16, device="cpu", dtype=FLOAT8, scales=scales))
-        context.reserve(30)
-        cache = PagedKVCache([context])
-    else:
-        cache = KVCache(CONFIG, 1, 30, device="cpu", dtype=FLOAT8, scales=scales)
+    context = Context(PagePool(CONFIG, 4, 16, device="cpu", dtype=FLOAT8, scales=scales))
+    context.reserve(30)
+    cache = PagedKVCache([context])
     keys, values = rows(1, 30, seed=3) * 0.3, rows(1, 30, seed=4) * 0.3
     append(cache, keys, values)
     generator = torch.Generator().manual_seed(5)
     q = torch.randn(1, 6, CONFIG.num_attention_heads, CONFIG.head_dim, generator=generator)
     lengths = torch.tensor([24], dtype=torch.int32)  # the last six are the causal block's
-    actual = block_attention(
-        q,
-        cache.keys[layer],
-        cache.values[layer],
-        lengths,
-        k_scale=cache.key_scales[layer],
-        v_scale=cache.value_scales[layer],
-        block_table=cache.block_table,
-    )
-    held = []
-    for x, scale in ((keys, scales.keys[layer]), (values, scales.values[layer])):
-        scale = scale[:, None]
-        held.append((x / scale).to(FLOAT8).float() * scale)
+    k_scale, v_scale = cache.key_scales[layer], cache.value_scales[layer]
+    options = {"k_scale": k_scale, "v_scale": v_scale, "block_table": cache.block_table}
+    actual = block_attention(q, cache.keys[layer], cache.values[layer], lengths, **options)
+    held = [
+        (x / scale[layer][:, None]).to(FLOAT8).float() * scale[layer][:, None]
+        for x, scale in ((keys, scales.keys), (values, scales.values))
+    ]
     torch.testing.assert_close(actual, block_attention(q, *held, lengths), atol=1e-5, rtol=1e-5)
 
 
-def test_calibration_makes_the_largest_just_fit(golden: Path, device: str) -> None:
-    model = load_model(golden / "tiny-a", device=device)
+def test_calibration_makes_the_largest_just_fit(model: Model, device: str) -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(4, 60, (2, 300), generator=generator).to(device)  # two forwards
     scales = calibrated_kv_scales(model, tokens)
-    plain = calibration_cache(model, tokens)
+    plain = cache_after(model, tokens[:, :200], capacity=300)
+    model(tokens[:, 200:], plain, causal=True)
     for tensors, ours in ((plain.keys, scales.keys), (plain.values, scales.values)):
         largest = torch.stack([x.abs().amax((0, 1, 3)) for x in tensors])
         torch.testing.assert_close(ours * 448, largest)
@@ -148,14 +136,6 @@ def test_calibration_makes_the_largest_just_fit(golden: Path, device: str) -> No
         assert_stored(cache.values[layer], scales.values[layer], plain.values[layer])
         for stored in (cache.keys[layer], cache.values[layer]):
             assert (stored.float().abs().amax((0, 1, 3)) == 448).all()
-
-
-def calibration_cache(model: Model, tokens: Tensor) -> KVCache:
-    cache = KVCache(model.config, *tokens.shape, device=model.device, dtype=model.dtype)
-    for block in tokens.split(100, 1):
-        model(block, cache, causal=True)
-        cache.advance(block.shape[1])
-    return cache
 
 
 @pytest.mark.parametrize("make", ["cache", "pool"])
@@ -183,6 +163,68 @@ def test_scales_that_do_not_fit_are_named(make: str) -> None:
         (torch.tensor([[5, -1]]), ValueError, "tokens holds -1"),
     ],
 )
-def test_text_that_cannot_calibrate_is_named(golden: Path, tokens, error, message: str) -> None:
+def test_text_that_cannot_calibrate_is_named(model: Model, tokens, error, message: str) -> None:
     with pytest.raises(error, match=message):
-        calibrated_kv_scales(load_model(golden / "tiny-a"), tokens)
+        calibrated_kv_scales(model, tokens)
+
+
+# --- whole batches
+
+PROMPTS = ([5, 8, 11, 14], [20, 22, 24], [40, 41, 42, 43, 44])
+
+
+@pytest.fixture(scope="module")
+def scales(model: Model) -> KVScales:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(5, model.config.vocab_size, (2, 64), generator=generator)
+    return calibrated_kv_scales(model, tokens.to(model.device))
+
+
+def tokens_of(model: Model, scales: KVScales | None, requests: list[tuple]) -> list[list[int]]:
+    """What each (prompt, mode) generates, all in one batch."""
+    batch = Batch(model, pages=60, page_size=16, kv_scales=scales)
+    submitted = [batch.submit(prompt, 12, mode) for prompt, mode in requests]
+    batch.run()
+    return [request.generation.tokens for request in submitted]
+
+
+def test_pages_of_a_batch_take_a_byte_a_number(model: Model, scales: KVScales) -> None:
+    pool = Batch(model, pages=4, page_size=16, kv_scales=scales).pool
+    plain = Batch(model, pages=4, page_size=16).pool
+    assert pool.dtype == FLOAT8
+    assert pool.keys[0].nbytes * model.dtype.itemsize == plain.keys[0].nbytes
+
+
+def test_self_speculation_stays_lossless_and_a_batch_changes_nothing(
+    model: Model, scales: KVScales
+) -> None:
+    modes = ("autoregressive", "linear_spec", "quadratic_spec")
+    requests = [(prompt, mode) for prompt in PROMPTS for mode in modes]
+    together = tokens_of(model, scales, requests)
+    for i in range(0, len(requests), 3):
+        assert together[i] == together[i + 1] == together[i + 2]
+    alone = [tokens_of(model, scales, [request])[0] for request in requests]
+    assert together == alone
+
+
+def test_a_trained_model_says_the_same_as_with_a_whole_cache(
+    model: Model, scales: KVScales
+) -> None:
+    """tiny-a goes on counting by far, whatever 3 bits of mantissa do to its keys."""
+    requests = [(prompt, "diffusion") for prompt in PROMPTS[:1]]
+    assert tokens_of(model, scales, requests) == tokens_of(model, None, requests)
+
+
+def test_scales_matter(model: Model, scales: KVScales) -> None:
+    """That the tests above can fail: with scales far too small every key is cut off."""
+    cut = KVScales(scales.keys / 1e4, scales.values / 1e4)
+    requests = [(prompt, "autoregressive") for prompt in PROMPTS]
+    assert tokens_of(model, cut, requests) != tokens_of(model, scales, requests)
+
+
+def test_scales_of_another_model_are_refused(model: Model, scales: KVScales) -> None:
+    fewer = KVScales(scales.keys[1:], scales.values[1:])
+    with pytest.raises(ValueError, match="scales.keys has shape .*; it must be"):
+        Batch(model, pages=4, kv_scales=fewer)
+    with pytest.raises(TypeError, match="kv_scales is a bool; it must be a KVScales"):
+        Batch(model, pages=4, kv_scales=True)

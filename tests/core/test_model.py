@@ -3,15 +3,18 @@
 import copy
 import dataclasses
 import math
-from pathlib import Path
+import re
+from collections.abc import Callable
 
 import pytest
 import torch
+from caches import cache_after, cache_for
 
-from dlm_core import PRESETS, KVCache, Model, ModelConfig, load_model, random_model
-from dlm_core.model import RMSNorm, Rotary, yarn_frequencies
+from dlm_core import PRESETS, Model, ModelConfig, random_model
+from dlm_core.model import Rotary, yarn_frequencies
 from dlm_kernels import DeviceError, new_error_word, raise_on_error
 
+TWO_ROWS = "it must be [2, M]"
 NAMES_TO_TRANSFORMERS = (("encoder.", "model."), ("diffusion_head.", "lm_head."))
 
 
@@ -23,16 +26,16 @@ def tiny() -> Model:
     return random_model(dataclasses.replace(tiny, vocab_size=128, rope=rope))
 
 
-def cache_for(model: Model, batch: int = 1, capacity: int = 128) -> KVCache:
-    return KVCache(model.config, batch, capacity, device=model.device, dtype=model.dtype)
-
-
 def tokens_of(shape: tuple[int, ...], model: Model, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(model.config.vocab_size, shape, generator=generator)
 
 
-def ministral3_config(config: ModelConfig, **changes):
+def in_bfloat16(model: Model) -> Model:
+    return copy.deepcopy(model).to(torch.bfloat16)
+
+
+def ministral3_config(config: ModelConfig):
     """The same decoder's config in transformers."""
     transformers = pytest.importorskip("transformers", reason="transformers is the reference here")
     rope = dataclasses.asdict(config.rope) | {"rope_type": "yarn"}
@@ -43,7 +46,7 @@ def ministral3_config(config: ModelConfig, **changes):
     )
     values = {name: getattr(config, name) for name in names.split()}
     return transformers.Ministral3Config(
-        **(values | changes), rope_parameters=rope, tie_word_embeddings=False, pad_token_id=None
+        **values, rope_parameters=rope, tie_word_embeddings=False, pad_token_id=None
     )
 
 
@@ -89,37 +92,6 @@ def test_causal_logits_are_those_of_transformers(mscale: float, mscale_all_dim: 
     torch.testing.assert_close(logits.double(), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["3b", "8b", "14b"])
-def test_published_config_gives_every_name_and_shape(name: str, golden: Path) -> None:
-    config = ModelConfig.from_json(golden / "configs" / f"{name}.json")
-    model = Model(config, device="meta", dtype=torch.bfloat16)
-    hidden, layers, intermediate = {
-        "3b": (3072, 26, 9216),
-        "8b": (4096, 34, 14336),
-        "14b": (5120, 40, 16384),
-    }[name]
-    expected = {
-        "encoder.embed_tokens.weight": (131072, hidden),
-        "encoder.norm.weight": (hidden,),
-        "diffusion_head.weight": (131072, hidden),
-    }
-    for i in range(layers):
-        layer = f"encoder.layers.{i}"
-        expected |= {
-            f"{layer}.input_layernorm.weight": (hidden,),
-            f"{layer}.post_attention_layernorm.weight": (hidden,),
-            f"{layer}.self_attn.q_proj.weight": (4096, hidden),
-            f"{layer}.self_attn.k_proj.weight": (1024, hidden),
-            f"{layer}.self_attn.v_proj.weight": (1024, hidden),
-            f"{layer}.self_attn.o_proj.weight": (hidden, 4096),
-            f"{layer}.mlp.gate_proj.weight": (intermediate, hidden),
-            f"{layer}.mlp.up_proj.weight": (intermediate, hidden),
-            f"{layer}.mlp.down_proj.weight": (hidden, intermediate),
-        }
-    assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == expected
-    assert {p.device.type for p in model.parameters()} == {"meta"}
-
-
 def test_query_scale_is_exactly_one_within_the_original_context(tiny: Model) -> None:
     original = tiny.config.rope.original_max_position_embeddings
     positions = torch.tensor([[0, original - 1, original, 3 * original]])
@@ -129,16 +101,6 @@ def test_query_scale_is_exactly_one_within_the_original_context(tiny: Model) -> 
     torch.testing.assert_close(scale[2:], expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_norm_sums_in_float32(dtype: torch.dtype) -> None:
-    norm = RMSNorm(4096, 1e-5, device="cpu", dtype=dtype)
-    norm.weight.data.fill_(1)
-    x = torch.randn(4, 4096, generator=torch.Generator().manual_seed(0)).to(dtype) * 100
-    expected = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
-    _, normed = norm(x, None, "invariant")
-    torch.testing.assert_close(normed.double(), expected, rtol=torch.finfo(dtype).eps, atol=0)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_dtype_runs_in_that_dtype(dtype: torch.dtype, device: str) -> None:
     model = random_model("tiny", device=device, dtype=dtype)
@@ -146,33 +108,6 @@ def test_every_dtype_runs_in_that_dtype(dtype: torch.dtype, device: str) -> None
     logits = model.logits(model(tokens_of((1, 8), model).to(device), cache, causal=True))
     assert logits.dtype == dtype
     assert logits.isfinite().all()
-
-
-def test_chunks_give_what_one_forward_gives(tiny: Model) -> None:
-    tokens = tokens_of((1, 100), tiny)
-    whole = tiny(tokens, cache_for(tiny), causal=True)
-    cache = cache_for(tiny)
-    chunks = []
-    for chunk in tokens.split([1, 63, 32, 4], dim=1):
-        chunks.append(tiny(chunk, cache, causal=True))
-        cache.advance(chunk.shape[1])
-    torch.testing.assert_close(torch.cat(chunks, dim=1), whole, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
-def test_ragged_batch_gives_what_each_request_alone_gives(tiny: Model, causal: bool) -> None:
-    context, block = tokens_of((2, 60), tiny), tokens_of((2, 16), tiny, seed=1)
-    batched = cache_for(tiny, batch=2)
-    tiny(context, batched, causal=True)
-    batched.advance(60)
-    batched.lengths.copy_(torch.tensor([7, 60]))
-    together = tiny(block, batched, causal=causal)
-    for b, length in enumerate((7, 60)):
-        cache = cache_for(tiny)
-        tiny(context[b : b + 1, :length], cache, causal=True)
-        cache.advance(length)
-        alone = tiny(block[b : b + 1], cache, causal=causal)
-        torch.testing.assert_close(together[b : b + 1], alone, atol=1e-4, rtol=0)
 
 
 def test_causal_forward_writes_only_the_block_s_places(tiny: Model) -> None:
@@ -189,9 +124,7 @@ def test_causal_forward_writes_only_the_block_s_places(tiny: Model) -> None:
 
 
 def test_bidirectional_forward_leaves_the_cache_as_it_was(tiny: Model) -> None:
-    cache = cache_for(tiny)
-    tiny(tokens_of((1, 20), tiny), cache, causal=True)
-    cache.advance(20)
+    cache = cache_after(tiny, tokens_of((1, 20), tiny))
     before = [tensor.clone() for tensor in cache.keys + cache.values]
     tiny(tokens_of((1, 16), tiny), cache, causal=False)
     after = cache.keys + cache.values
@@ -212,39 +145,37 @@ def test_block_that_does_not_fit_is_an_error_before_anything_runs(tiny: Model) -
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("batch", 0), ("capacity", 0), ("capacity", 10**6), ("batch", 1.0)]
+    ("call", "message"),
+    [
+        (lambda tiny: cache_for(tiny, batch=0), "batch is 0"),
+        (lambda tiny: cache_for(tiny, batch=1.0), "batch is 1.0"),
+        (lambda tiny: cache_for(tiny, capacity=0), "capacity is 0"),
+        (lambda tiny: cache_for(tiny, capacity=10**6), "capacity is 1000000"),
+        (lambda tiny: tiny(tokens_of((5,), tiny), cache_for(tiny, 2), causal=False), TWO_ROWS),
+        (lambda tiny: tiny(tokens_of((3, 5), tiny), cache_for(tiny, 2), causal=False), TWO_ROWS),
+        (lambda tiny: tiny([[5]], cache_for(tiny), causal=False), "tokens is a list"),
+        (lambda tiny: tiny(torch.ones(1, 4), cache_for(tiny), causal=False), "tokens is torch.flo"),
+        (
+            lambda tiny: tiny(tokens_of((1, 257), tiny), cache_for(tiny), causal=False),
+            "M, the length of tokens, is 257",
+        ),
+        (
+            lambda tiny: tiny(tokens_of((1, 4), tiny), cache_for(in_bfloat16(tiny)), causal=True),
+            "cache holds torch.bfloat16; it must hold torch.float32",
+        ),
+    ],
 )
-def test_bad_cache_size_is_named(name: str, value: float, tiny: Model) -> None:
-    with pytest.raises((TypeError, ValueError), match=f"{name} is {value}"):
-        cache_for(tiny, **{name: value})
-
-
-@pytest.mark.parametrize("shape", [(5,), (3, 5)], ids=["one-dimension", "other-batch"])
-def test_tokens_of_another_batch_are_an_error(shape: tuple[int, ...], tiny: Model) -> None:
-    with pytest.raises(ValueError, match=r"tokens has shape .* it must be \[2, M\]"):
-        tiny(tokens_of(shape, tiny), cache_for(tiny, batch=2), causal=False)
-
-
-def test_ill_typed_arguments_are_named(tiny: Model) -> None:
-    cache = cache_for(tiny)
-    with pytest.raises(TypeError, match="tokens is a list"):
-        tiny([[5]], cache, causal=False)
-    with pytest.raises(TypeError, match="tokens is torch.float32"):
-        tiny(torch.ones(1, 4, device=tiny.device), cache, causal=False)
-    with pytest.raises(ValueError, match="M, the length of tokens, is 257"):
-        tiny(tokens_of((1, 257), tiny), cache, causal=False)
-    other = KVCache(tiny.config, 1, 64, device=tiny.device, dtype=torch.bfloat16)
-    with pytest.raises(TypeError, match="cache holds torch.bfloat16; it must hold torch.float32"):
-        tiny(tokens_of((1, 4), tiny), other, causal=True)
+def test_bad_argument_is_named(call: Callable, message: str, tiny: Model) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        call(tiny)
 
 
 @pytest.mark.parametrize("outside", [-1, 67, 2**31 - 1])
 def test_id_outside_the_vocabulary_is_clamped_and_reported(
-    outside: int, golden: Path, device: str, monkeypatch: pytest.MonkeyPatch
+    outside: int, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = load_model(golden / "tiny-a", device=device)
-    cache, error = cache_for(model), new_error_word(device)
-    tokens = torch.tensor([[5, outside, 6]], device=device)
+    cache, error = cache_for(model), new_error_word(model.device)
+    tokens = torch.tensor([[5, outside, 6]], device=model.device)
     clamped = tokens.clamp(0, 66)
     hidden = model(tokens, cache, causal=False, error=error)
     assert torch.equal(hidden, model(clamped, cache, causal=False))
@@ -277,27 +208,26 @@ def merged_of(model: Model) -> list:
     ]
 
 
-def test_merged_weights_are_views_of_the_checkpoints_own(tiny: Model) -> None:
-    for merged in merged_of(tiny):
+def assert_laid_together(model: Model) -> None:
+    """Each merged weight is the checkpoint's own, one after the other in one storage."""
+    for merged in merged_of(model):
         whole = merged.weight
         assert torch.equal(whole, torch.cat([layer.weight for layer in merged.layers]))
         assert whole.data_ptr() == merged.layers[0].weight.data_ptr() == merged.weight.data_ptr()
+
+
+def test_merged_weights_are_views_of_the_checkpoints_own(tiny: Model) -> None:
+    assert_laid_together(tiny)
     parameters = {p.untyped_storage().data_ptr(): p for p in tiny.parameters()}
     held = sum(p.untyped_storage().nbytes() for p in parameters.values())
     assert held == sum(p.nbytes for p in tiny.parameters()), "a weight is held twice"
 
 
-@pytest.mark.parametrize(
-    "move",
-    [copy.deepcopy, lambda model: copy.deepcopy(model).to(torch.bfloat16)],
-    ids=["copied", "converted"],
-)
-def test_layers_that_moved_are_laid_together_again_once(tiny: Model, move) -> None:
+@pytest.mark.parametrize("move", [copy.deepcopy, in_bfloat16])
+def test_layers_that_moved_are_laid_together_again_once(tiny: Model, move: Callable) -> None:
     moved = move(tiny)
+    assert_laid_together(moved)
     for merged in merged_of(moved):
-        whole = merged.weight
-        assert torch.equal(whole, torch.cat([layer.weight for layer in merged.layers]))
-        assert whole.data_ptr() == merged.layers[0].weight.data_ptr() == merged.weight.data_ptr()
         merged.layers[1].weight.fill_(7)
         assert (merged.weight == 7).any(1).sum() == len(merged.layers[1].weight)
 

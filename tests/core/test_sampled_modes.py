@@ -2,32 +2,26 @@
 
 import math
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
+from caches import cache_for
 from torch import Tensor
 
-from dlm_core import Batch, KVCache, Model, Sampling, generate, load_model
+from dlm_core import Batch, Model, Sampling, generate
 from dlm_core.decoding import self_speculation
+from dlm_core.decoding.new_request import MODES
 from dlm_core.decoding.sampling import accept_drafts, draw
 from dlm_kernels.noise import RESIDUAL
 
-N_SEEDS = 2500
 TEMPERATURE = 1.3
 PROMPT = [8, 11, 14, 17, 20, 9, 31]
 NEW = 3
 
 
-@pytest.fixture(scope="module")
-def model(device: str) -> Model:
-    return load_model(Path(__file__).parents[1] / "golden" / "tiny-a", device=device)
-
-
 def next_probabilities(model: Model, rows: Tensor) -> Tensor:
-    """What a token behind each row of ids [n, M] is drawn from: float64 [n, vocab]."""
-    cache = KVCache(model.config, len(rows), rows.shape[1], device=model.device, dtype=model.dtype)
-    hidden = model(rows, cache, causal=True)
+    """What a token after each row of ids [n, M] is drawn from: float64 [n, vocab]."""
+    hidden = model(rows, cache_for(model, len(rows), rows.shape[1]), causal=True)
     logits = model.logits(hidden[:, -1:])[:, 0].double() / TEMPERATURE
     logits[:, model.config.mask_token_id] = -torch.inf
     return logits.softmax(-1)
@@ -37,7 +31,7 @@ def next_probabilities(model: Model, rows: Tensor) -> Tensor:
 def exact(model: Model) -> Tensor:
     """Probability of each (first, second, third) token: float64 [vocab, vocab, vocab].
 
-    An EOS ends the request; what it would have been followed by is put at id 0.
+    An EOS ends the request; what would have followed it is put at id 0.
     """
     vocab, eos = model.config.vocab_size, model.config.eos_token_id
     prompt = torch.tensor(PROMPT, device=model.device)
@@ -45,7 +39,7 @@ def exact(model: Model) -> Tensor:
     first = next_probabilities(model, prompt[None])[0]
     rows = torch.cat([prompt.expand(vocab, -1), ids[:, None]], 1)
     second = next_probabilities(model, rows)
-    likely = (first[:, None] * second > 1e-7).nonzero()
+    likely = (first[:, None] * second > 1e-6).nonzero()
     rows = torch.cat([prompt.expand(len(likely), -1), likely], 1)
     third = torch.zeros(vocab, vocab, vocab, dtype=torch.float64, device=model.device)
     third[likely[:, 0], likely[:, 1]] = next_probabilities(model, rows)
@@ -56,12 +50,12 @@ def exact(model: Model) -> Tensor:
     return (first[:, None, None] * second[:, :, None] * third).cpu()
 
 
-def samples(model: Model, mode: str, **options) -> list[tuple[int, ...]]:
-    """The tokens of N_SEEDS requests that differ in their seeds alone; 0 behind an EOS."""
-    batch = Batch(model, pages=2 * N_SEEDS, page_size=32)
+def samples(model: Model, n: int, mode: str, **options) -> list[tuple[int, ...]]:
+    """The tokens of `n` requests that differ in their seeds alone; 0 after an EOS."""
+    batch = Batch(model, pages=2 * n, page_size=32)
     requests = [
         batch.submit(PROMPT, NEW, mode, sampling=Sampling(TEMPERATURE, seed=seed), **options)
-        for seed in range(N_SEEDS)
+        for seed in range(n)
     ]
     batch.run()
     tokens = (request.generation.tokens for request in requests)
@@ -84,25 +78,26 @@ def surprise(drawn: list[tuple[int, ...]], probabilities: Tensor) -> float:
     return 1 - float(torch.special.gammainc(freedom, statistic / 2))
 
 
-MODES = [
-    pytest.param("autoregressive", {}, id="autoregressive"),
-    pytest.param("linear_spec", {"block_length": 4, "lora": False}, id="linear_spec"),
-    pytest.param("linear_spec", {"block_length": 4, "lora": True}, id="linear_spec-lora"),
-    pytest.param("quadratic_spec", {"block_length": 2}, id="quadratic_spec"),
-]
-
-
-@pytest.mark.parametrize(("mode", "options"), MODES)
+@pytest.mark.parametrize("n", [500, pytest.param(2500, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("autoregressive", {}),
+        ("linear_spec", {"block_length": 4, "lora": False}),
+        ("linear_spec", {"block_length": 4, "lora": True}),
+        ("quadratic_spec", {"block_length": 2}),
+    ],
+)
 def test_tokens_have_the_distribution_of_autoregressive_sampling(
-    mode: str, options: dict, model: Model, exact: Tensor
+    mode: str, options: dict, n: int, model: Model, exact: Tensor
 ) -> None:
     assert math.isclose(float(exact.sum()), 1, abs_tol=1e-3)
-    drawn = samples(model, mode, **options)
+    drawn = samples(model, n, mode, **options)
     assert len(set(drawn)) > 50
-    for axes, name in ((2, "third"), (1, "second"), (0, "first")):
-        others = tuple({0, 1, 2} - {axes})
-        marginal = surprise([(tokens[axes],) for tokens in drawn], exact.sum(others))
-        assert marginal > 1e-3, f"{name} tokens: p = {marginal:.1e}"
+    for axis in range(3):
+        others = tuple({0, 1, 2} - {axis})
+        marginal = surprise([(tokens[axis],) for tokens in drawn], exact.sum(others))
+        assert marginal > 1e-3, f"token {axis}: p = {marginal:.1e}"
     joint = surprise(drawn, exact)
     assert joint > 1e-3, f"all three together: p = {joint:.1e}"
 
@@ -125,24 +120,16 @@ def test_a_wrong_residual_would_be_seen(
         return n_accepted, draw(rows, table, place, step[:, None], RESIDUAL)[:, 0]
 
     monkeypatch.setattr(self_speculation, "accept_drafts", redraw)
-    drawn = samples(model, "linear_spec", block_length=4)
+    drawn = samples(model, 1000, "linear_spec", block_length=4)
     assert surprise(drawn, exact) < 1e-6
 
 
-@pytest.mark.parametrize("mode", ["autoregressive", "diffusion", "linear_spec", "quadratic_spec"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_seed_gives_the_same_tokens_and_another_seed_others(mode: str, model: Model) -> None:
     def tokens(seed: int) -> list[int]:
         sampling = Sampling(temperature=2.0, seed=seed)
-        return generate(model, PROMPT, 12, mode, sampling=sampling).tokens
+        return generate(model, PROMPT, 8, mode, sampling=sampling).tokens
 
-    first = [tokens(seed) for seed in range(5)]
-    assert first == [tokens(seed) for seed in range(5)]
-    assert len({tuple(each) for each in first}) == 5
-
-
-@pytest.mark.parametrize("mode", ["autoregressive", "diffusion", "linear_spec", "quadratic_spec"])
-def test_keeping_one_id_is_greedy(mode: str, model: Model) -> None:
-    greedy = generate(model, PROMPT, 20, mode)
-    for filters in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 0.9999}):
-        sampling = Sampling(temperature=0.7, seed=3, **filters)
-        assert generate(model, PROMPT, 20, mode, sampling=sampling).tokens == greedy.tokens
+    first = [tokens(seed) for seed in range(3)]
+    assert first == [tokens(seed) for seed in range(3)]
+    assert len({tuple(each) for each in first}) == 3

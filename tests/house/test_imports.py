@@ -1,6 +1,9 @@
-"""Imports flow one way: bench -> roofline -> core -> kernels; nothing reaches back up."""
+"""Imports flow one way: bench -> roofline -> core -> kernels; and `kernels` stays others' name."""
 
 import ast
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -49,10 +52,35 @@ def test_no_package_imports_from_above(
         assert not upward, f"{file} imports {sorted(upward)}"
 
 
-def test_imports_inside_functions_are_told_from_the_others() -> None:
-    source = (
-        "import numpy\nif numpy:\n    from torch import nn\ndef later():\n    import rich.table\n"
+FIND = """
+import sys
+from importlib.util import find_spec
+for name in sys.argv[1:]:
+    print(find_spec(name).origin)
+"""
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before-ours", "after-ours"])
+def test_a_distribution_named_kernels_is_found_wherever_it_comes_on_the_path(
+    first: bool, packages: dict[str, Path], tmp_path: Path
+) -> None:
+    """The folders that hold packages are none, so that a regular package wins over them."""
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").touch()
+    ours = [str(folder.parent) for folder in packages.values()]
+    path = [str(tmp_path), *ours] if first else [*ours, str(tmp_path)]
+    root = packages["dlm_core"].parent
+    program = (
+        "from importlib.util import find_spec\nfor name in ARGS: print(find_spec(name).origin)"
     )
-    tree = ast.parse(source)
-    assert imported_names(outside_functions(tree)) == {"numpy", "torch"}
-    assert imported_names(ast.walk(tree)) == {"numpy", "torch", "rich"}
+    names = ["kernels", *packages]
+    done = subprocess.run(
+        [sys.executable, "-c", program.replace("ARGS", repr(names))],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    folders = [tmp_path / "kernels", *packages.values()]
+    assert [Path(line).parent for line in done.stdout.split()] == folders

@@ -32,12 +32,10 @@ def test_every_mode_and_rule_has_a_row_with_source_and_test(name: str, readme: s
     assert any(name in (ROOT / file).read_text(encoding="utf-8") for file in sources + tests)
 
 
-def test_generation_example_runs(
+def test_first_example_runs(
     readme: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     example = re.search(r"```python\n(import dlm_core\n.*?)```", readme, re.DOTALL)[1]
     monkeypatch.chdir(ROOT)
     exec(compile(example, "README.md", "exec"), {})
-    lines = capsys.readouterr().out.splitlines()
-    autoregressive, quadratic = eval(lines[-1])
-    assert autoregressive == quadratic
+    assert capsys.readouterr().out

@@ -1,16 +1,39 @@
 """What kernel tests measure with: errors against errors, bits against bits, poison, canaries."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import reduce
+from operator import getitem
 
 import pytest
 import torch
 from torch import Tensor
 
+from dlm_kernels import launch
+
+# The interpreter's bfloat16 arithmetic is wrong.
+BFLOAT16 = pytest.param(torch.bfloat16, marks=pytest.mark.gpu, id="bf16")
+
 # Elements of sentinel on each side of a guarded tensor; a multiple of 16 keeps it aligned.
 _GUARD = 4096
 _INTEGER_OF_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def rows_and_weight(
+    rows: int, in_features: int, out_features: int, dtype: torch.dtype, device: str
+) -> tuple[Tensor, Tensor]:
+    """Operands of a product, of order one as it is, with NaN between their rows."""
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, in_features, generator=generator)
+    weight = torch.randn(out_features, in_features, generator=generator) * in_features**-0.5
+    views = []
+    for content in (x, weight):
+        buffer = torch.full((content.shape[0], content.shape[1] + 8), torch.nan)
+        buffer[:, : content.shape[1]] = content
+        views.append(buffer.to(dtype).to(device)[:, : content.shape[1]])
+    return tuple(views)
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -28,6 +51,15 @@ def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "") -> None:
             f"{what}: {len(differ)} of {actual.numel()} differ in bits, first at {first}: "
             f"{actual[first].item()!r} against {expected[first].item()!r}"
         )
+
+
+def assert_all_same_bits(
+    actual: Iterable[Tensor | None], expected: Iterable[Tensor | None], what: str = ""
+) -> None:
+    """Of what an op returns, in which a None is what was not asked for."""
+    for i, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
+        if ours is not None or theirs is not None:
+            assert_same_bits(ours, theirs, f"result {i} {what}")
 
 
 def assert_close_to_reference(
@@ -125,12 +157,17 @@ def poisoned_allocations() -> Iterator[None]:
 
 
 @contextmanager
-def unchanged(**tensors: Tensor) -> Iterator[None]:
-    """Check that no bit of these tensors changes."""
-    before = {name: tensor.clone() for name, tensor in tensors.items()}
+def unchanged(*tensors: Tensor) -> Iterator[None]:
+    """Check that no bit of these tensors changes, nor of what they are views of."""
+    before = [(_storage(tensor), _storage(tensor).clone()) for tensor in tensors]
     yield
-    for name, tensor in tensors.items():
-        assert_same_bits(tensor, before[name], f"{name}, which is only read")
+    for i, (now, then) in enumerate(before):
+        assert torch.equal(now, then), f"tensor {i}, which is only read, has changed"
+
+
+def _storage(tensor: Tensor) -> Tensor:
+    octets = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    return octets.set_(tensor.untyped_storage())
 
 
 @contextmanager
@@ -138,3 +175,11 @@ def forced_backend(name: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DLM_BACKEND", name)
         yield
+
+
+def launching_with(
+    table: dict, device: str, *keys: Hashable, **changes: object
+) -> AbstractContextManager[None]:
+    """One entry of a launch table, on this device, with these fields changed."""
+    keys = launch.arch_of(torch.device(device)), *keys
+    return launch.overriding(table, keys, replace(reduce(getitem, keys, table), **changes))

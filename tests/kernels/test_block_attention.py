@@ -1,188 +1,196 @@
-"""block_attention: accuracy, ragged contexts, strides, and keys that must stay unseen."""
+"""block_attention: accuracy in every form, keys that must stay unseen, lengths and pages."""
 
 import importlib
-from typing import NamedTuple
 
 import pytest
+import reference
 import torch
-from numeric import assert_close_to_reference, forced_backend, unchanged
-from torch import Tensor
+from attention_inputs import KINDS, attention_inputs, own_keys, tensors_of
+from numeric import (
+    BFLOAT16,
+    assert_all_same_bits,
+    assert_close_to_reference,
+    forced_backend,
+    launching_with,
+    unchanged,
+)
 
-from dlm_kernels import block_attention, new_error_word, reference
-from dlm_kernels.error_word import LENGTH_OUT_OF_RANGE
-
-NAN = float("nan")
+from dlm_kernels import block_attention, launch, new_error_word
+from dlm_kernels.error_word import LENGTH_OUT_OF_RANGE, PAGE_OUT_OF_RANGE
 
 attention = importlib.import_module("dlm_kernels.block_attention")
 
+F16 = torch.float16
+FAST = {"numerics": "fast"}
 
-class Problem(NamedTuple):
-    """Inputs whose every unseen element is NaN."""
-
-    q: Tensor
-    k_cache: Tensor
-    v_cache: Tensor
-    context_lens: Tensor
-    k: Tensor | None
-    v: Tensor | None
-    buffers: dict[str, Tensor]  # what the views lie in
-
-    def run(self, **options):
-        return block_attention(*self[:6], **options)
-
-    def exact(self, scale: float | None = None) -> tuple[Tensor, Tensor]:
-        """The float64 reference, in float64."""
-        q, k_cache, v_cache, _, k, v, _ = self
-        limit = k_cache.shape[1] - (q.shape[1] if k is None else 0)
-        fresh = (None, None) if k is None else (k.double(), v.double())
-        return reference.block_attention(
-            q.double(), k_cache.double(), v_cache.double(), self.context_lens, None, *fresh,
-            None, None, 0, 0, scale or q.shape[-1] ** -0.5, "invariant", limit, True, None,
-        )  # fmt: skip
-
-
-def problem(
-    block: int,
-    query_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    contexts: list[int],
-    dtype: torch.dtype,
-    device: str,
-    *,
-    causal: bool,
-    capacity: int | None = None,
-    score_scale: float = 1.0,
-    seed: int = 0,
-) -> Problem:
-    """NaN wherever nothing may be read, and views of which no two are strided alike.
-
-    The caches are one layer of more, values with heads before positions as some engines keep them;
-    queries and fresh values are transposed, fresh keys are a slice of a projection's output.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    batch = len(contexts)
-    if capacity is None:
-        capacity = max(contexts) + (block if causal else 0)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(dtype).to(device)
-
-    def nan(*shape: int) -> Tensor:
-        return torch.full(shape, NAN, dtype=dtype, device=device)
-
-    buffers = {
-        "q": randn(batch, query_heads, block, head_dim) * score_scale,
-        "k_caches": nan(3, batch, capacity, kv_heads, head_dim),
-        "v_caches": nan(batch, 2, kv_heads, capacity, head_dim),
-        "projection": nan(batch, block, 3, kv_heads, head_dim),
-        "v": nan(batch, kv_heads, block, head_dim),
-        "context_lens": torch.tensor(contexts, dtype=torch.int32, device=device),
-    }
-    q = buffers["q"].transpose(1, 2)
-    k_cache, v_cache = buffers["k_caches"][1], buffers["v_caches"][:, 1].transpose(1, 2)
-    for b, context in enumerate(contexts):
-        seen = context + (block if causal else 0)
-        k_cache[b, :seen] = randn(seen, kv_heads, head_dim)
-        v_cache[b, :seen] = randn(seen, kv_heads, head_dim)
-    k = v = None
-    if not causal:
-        k, v = buffers["projection"][:, :, 1], buffers["v"].transpose(1, 2)
-        k.copy_(randn(batch, block, kv_heads, head_dim))
-        v.copy_(randn(batch, block, kv_heads, head_dim))
-    return Problem(q, k_cache, v_cache, buffers["context_lens"], k, v, buffers)
-
-
-def assert_accurate(case: Problem, scale: float | None = None, **options) -> None:
-    floors = {torch.float32: 2e-6, torch.float16: 1e-4, torch.bfloat16: 1e-3}
-    with unchanged(**case.buffers), forced_backend("triton"):
-        out, lse = case.run(return_lse=True, scale=scale, **options)
-    with forced_backend("torch"):
-        same_dtype, same_dtype_lse = case.run(return_lse=True, scale=scale, numerics="fast")
-    exact, exact_lse = case.exact(scale)
-    assert out.dtype == case.q.dtype and lse.dtype == torch.float32
-    assert out.is_contiguous() and lse.is_contiguous()
-    floor = floors[case.q.dtype]
-    assert_close_to_reference(out, same_dtype, exact, floor=floor, what="out")
-    assert_close_to_reference(lse, same_dtype_lse, exact_lse, floor=4e-6, what="lse")
-
-
-# A tile holds 16 to 128 query rows (positions x group) and 32 to 128 keys, a split 512 or 1024.
-SHAPES = [
-    pytest.param(1, 1, 1, 16, [0, 1, 31, 32], id="one-query"),
-    pytest.param(2, 6, 2, 32, [33, 5], id="group-of-three"),
-    pytest.param(5, 16, 2, 16, [63, 64, 65, 0], id="group-of-eight-round-a-tile"),
-    pytest.param(31, 4, 1, 64, [127, 128, 129], id="31-queries-round-a-wide-tile"),
-    pytest.param(32, 8, 2, 128, [100], id="the-models-heads"),
-    pytest.param(33, 2, 2, 256, [17, 0], id="widest-head"),
-    pytest.param(7, 11, 1, 16, [40], id="group-of-eleven"),
-    pytest.param(256, 3, 1, 16, [45], id="longest-block-several-row-tiles"),
-    pytest.param(1, 3, 1, 16, [1022, 1023, 1024, 1025, 0], id="one-query-round-a-split"),
-    pytest.param(3, 3, 1, 32, [2047, 2048, 2049, 12], id="round-the-second-split"),
-    pytest.param(40, 3, 1, 16, [1010, 990, 3], id="block-across-a-split"),
-    pytest.param(16, 3, 1, 16, [1007, 1008, 1009], id="block-ends-round-a-split"),
+# What differs from a block of 7, or for drafts 2 groups of 3 behind a causal row, of 4 query and 2
+# KV heads of 16 in float32, in invariant numerics. A tile holds 16 query rows (positions x group)
+# and 16 keys; splits end at 32, 64, 112 and 160.
+CASES = {
+    "one-query-one-head": ("bidirectional", [0, 1, 15, 16, 17], {"block": 1, "heads": (1, 1)}),
+    "one-query": ("causal", [30, 31, 32, 62, 63, 64, 0], {"block": 1, "heads": (3, 1)}),
+    "one-query-fast": ("causal", [15, 31, 63, 96], {"block": 1, "heads": (3, 1)} | FAST),
+    "context-round-splits": (
+        "bidirectional", [31, 32, 33, 63, 64, 65, 111, 112, 113], {"block": 3, "heads": (3, 1)},
+    ),
+    "context-round-splits-fast": ("bidirectional", [31, 32, 33, 64], {"head_dim": 32} | FAST),
+    "block-across-splits": ("causal", [20, 29, 3], {"block": 40, "heads": (3, 1)}),
+    "block-ends-round-a-split": ("causal", [15, 16, 17], {"block": 16, "heads": (3, 1)}),
+    "block-ends-round-a-split-fast": (
+        "causal", [15, 16, 47], {"block": 16, "heads": (6, 2), "dtype": F16} | FAST,
+    ),
+    "many-fresh-keys": ("bidirectional", [45], {"block": 100, "heads": (1, 1)}),
+    "many-fresh-keys-fast": ("bidirectional", [64, 5], {"block": 33, "heads": (2, 1)} | FAST),
+    "group-of-eight": ("causal", [27, 64, 0], {"block": 5, "heads": (16, 2), "dtype": F16}),
+    "group-of-eleven": ("bidirectional", [40, 0], {"heads": (11, 1)}),
+    "head-of-64": ("causal", [70, 5], {"head_dim": 64, "heads": (3, 3), "dtype": F16}),
+    "head-of-128": ("bidirectional", [70, 5], {"head_dim": 128, "heads": (8, 2)}),
+    "head-of-256": ("causal", [40, 0], {"head_dim": 256, "heads": (2, 2), "block": 3}),
+    "pages-of-16": ("bidirectional", [61, 0, 112], {"page_size": 16, "dtype": F16}),
+    "pages-of-32": ("causal", [61, 0, 20], {"page_size": 32}),
+    "pages-of-128-fast": ("causal", [130, 3], {"page_size": 128} | FAST),
+    "drafts-first-pass": ("drafts", [0, 5, 31], {"groups": (1, 9), "block": 15}),
+    "drafts-within-a-tile": ("drafts", [0, 30, 33], {"groups": (3, 4), "block": 12} | FAST),
+    "drafts-one-mask-a-group": (
+        "drafts", [7], {"groups": (4, 2), "block": 9, "heads": (3, 1), "dtype": F16},
+    ),
+    "drafts-across-row-tiles": (
+        "drafts", [60, 0], {"groups": (3, 21), "block": 65, "heads": (2, 1)},
+    ),
+    "drafts-of-many-masks": ("drafts", [40], {"groups": (1, 50), "block": 50, "heads": (2, 2)}),
+    "drafts-across-splits": (
+        "drafts", [20, 4, 58, 64], {"groups": (5, 3), "block": 25, "heads": (2, 1)},
+    ),
+    "drafts-across-splits-fast": (
+        "drafts", [20, 58], {"groups": (5, 3), "block": 25, "heads": (6, 2)} | FAST,
+    ),
+    "drafts-causal-rows-across-a-split": (
+        "drafts", [25, 60, 105], {"groups": (2, 3), "block": 16, "heads": (3, 1)},
+    ),
+    "drafts-in-pages": ("drafts", [61, 0, 20], {"page_size": 16, "head_dim": 32}),
+    "float8": ("bidirectional", [0, 31, 64], {"float8": True, "dtype": F16}),
+    "float8-fast": ("bidirectional", [0, 61, 100], {"float8": True} | FAST),
+    "float8-causal": ("causal", [0, 61, 30], {"float8": True, "head_dim": 32}),
+    "float8-pages": ("causal", [0, 61], {"float8": True, "page_size": 16, "dtype": F16} | FAST),
+    "float8-drafts": ("drafts", [0, 61, 29], {"float8": True}),
+    "float8-drafts-in-pages": ("drafts", [0, 61], {"float8": True, "page_size": 32}),
+}  # fmt: skip
+# With the tables that ship: 16 to 128 query rows, 32 to 128 keys, splits of 512 and 1024.
+SHIPPED = {
+    "shipped-one-query": ("bidirectional", [0, 1, 31, 32], {"block": 1, "heads": (1, 1)}),
+    "shipped-group-of-eight": (
+        "causal", [63, 64, 65, 0], {"block": 5, "heads": (16, 2), "dtype": F16} | FAST,
+    ),
+    "shipped-round-a-wide-tile": (
+        "causal", [127, 128, 129], {"block": 31, "heads": (4, 1), "head_dim": 64, "dtype": F16},
+    ),
+    "shipped-the-models-heads": (
+        "bidirectional", [100], {"block": 32, "heads": (8, 2), "head_dim": 128, "dtype": F16},
+    ),
+    "shipped-widest-head": (
+        "bidirectional", [17, 0], {"block": 33, "heads": (2, 2), "head_dim": 256} | FAST,
+    ),
+    "shipped-longest-block": ("bidirectional", [45], {"block": 256, "heads": (3, 1)}),
+    "shipped-longest-block-causal": ("causal", [45], {"block": 256, "heads": (3, 1)} | FAST),
+    "shipped-round-splits": (
+        "bidirectional", [1022, 1023, 1024, 1025, 2049, 0], {"block": 3, "heads": (3, 1)},
+    ),
+    "shipped-across-a-split": ("causal", [1010, 990, 3], {"block": 40, "heads": (3, 1)}),
+    "shipped-across-a-split-fast": (
+        "causal", [505, 990, 3], {"block": 40, "heads": (3, 1), "dtype": F16} | FAST,
+    ),
+    "shipped-drafts-across-a-split": (
+        "drafts", [1011, 4], {"groups": (5, 3), "block": 25, "heads": (2, 1)},
+    ),
+    "shipped-drafts-fast": (
+        "drafts", [1020, 2040], {"groups": (2, 3), "block": 16, "heads": (3, 1)} | FAST,
+    ),
+    "shipped-sixteen-drafts": (
+        "drafts", [1015], {"groups": (16, 17), "block": 272, "heads": (2, 1), "dtype": F16},
+    ),
+    "shipped-drafts-over-float8": ("drafts", [530, 61], {"float8": True, "head_dim": 128}),
+    "shipped-float8-in-pages": ("causal", [530, 0], {"float8": True, "page_size": 128}),
+}  # fmt: skip
+ALL_CASES = [
+    *(pytest.param(*case, id=name) for name, case in CASES.items()),
+    *(pytest.param(*case, id=name, marks=pytest.mark.full) for name, case in SHIPPED.items()),
 ]
 
 
-@pytest.mark.parametrize("numerics", ["invariant", "fast"])
-@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
-@pytest.mark.parametrize(("block", "query_heads", "kv_heads", "head_dim", "contexts"), SHAPES)
+def assert_accurate(arguments: dict) -> None:
+    """Errors of the Triton kernel are bounded by those of torch's attention in the same dtype."""
+    dtype = arguments["q"].dtype
+    with unchanged(*tensors_of(arguments)), forced_backend("triton"):
+        out, lse = block_attention(**arguments)
+    with forced_backend("torch"):
+        same_dtype, same_dtype_lse = block_attention(**arguments | FAST)
+    exact, exact_lse = reference.block_attention(**arguments)
+    assert out.dtype == dtype and lse.dtype == torch.float32
+    assert out.is_contiguous() and lse.is_contiguous()
+    floor, lse_floor = {torch.float32: 2e-6, F16: 1e-4, torch.bfloat16: 1e-3}[dtype], 4e-6
+    if "k_scale" in arguments:
+        # Torch rounds the scaled keys and values to dtype.
+        floor, lse_floor = floor * (2 if dtype == torch.float32 else 10), 8e-6
+    assert_close_to_reference(out, same_dtype, exact, floor=floor, what="out")
+    assert_close_to_reference(lse, same_dtype_lse, exact_lse, floor=lse_floor, what="lse")
+
+
+@pytest.mark.parametrize("other_dtype", [pytest.param(None, id=""), BFLOAT16])
+@pytest.mark.parametrize(("kind", "contexts", "options"), ALL_CASES)
 def test_matches_the_reference(
-    block: int,
-    query_heads: int,
-    kv_heads: int,
-    head_dim: int,
+    kind: str,
     contexts: list[int],
-    causal: bool,
-    numerics: str,
-    dtype: torch.dtype,
+    options: dict,
+    other_dtype: torch.dtype | None,
     triton_device: str,
 ) -> None:
-    case = problem(
-        block, query_heads, kv_heads, head_dim, contexts, dtype, triton_device, causal=causal
-    )
-    assert_accurate(case, numerics=numerics)
+    options = dict(options)
+    numerics = options.pop("numerics", "invariant")
+    if other_dtype is not None:
+        options["dtype"] = other_dtype
+    arguments = attention_inputs(kind, contexts, triton_device, **options)
+    assert_accurate(arguments | {"numerics": numerics})
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
-@pytest.mark.parametrize("capacity", [70, 1200, 3000], ids=lambda n: f"capacity-{n}")
-def test_nothing_behind_the_visible_keys_is_read(
-    capacity: int, causal: bool, dtype: torch.dtype, triton_device: str
+@pytest.mark.parametrize("numerics", ["invariant", "fast"])
+@pytest.mark.parametrize(
+    ("kind", "contexts", "options"), [pytest.param(*CASES[name], id=name) for name in CASES]
+)
+def test_torch_matches_the_reference(
+    kind: str, contexts: list[int], options: dict, numerics: str, device: str
 ) -> None:
-    """The cache behind them is NaN: 0 * NaN in a masked tail would show, whatever the capacity."""
-    case = problem(
-        6, 2, 1, 16, [0, 1, 33, 64], dtype, triton_device, causal=causal, capacity=capacity
-    )
-    assert_accurate(case)
-    assert_accurate(case, max_context=64)
-
-
-@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
-def test_max_context_may_be_tight(causal: bool, triton_device: str) -> None:
-    case = problem(
-        4, 2, 1, 16, [1024, 3], torch.float32, triton_device, causal=causal, capacity=2100
-    )
-    for bound in (1024, 1025, 2000):
-        assert_accurate(case, max_context=bound)
-
-
-def test_an_empty_cache_holds_no_context(backend: str, op_device: str) -> None:
-    for capacity in (0, 3):
-        case = problem(
-            5, 4, 2, 16, [0, 0], torch.float32, op_device, causal=False, capacity=capacity
-        )
-        out, lse = case.run(return_lse=True)
-        exact, exact_lse = case.exact()
-        torch.testing.assert_close(out.double(), exact, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(lse, exact_lse, atol=1e-5, rtol=1e-5)
-
-
-def test_an_exactly_full_cache(backend: str, op_device: str) -> None:
-    case = problem(5, 4, 2, 16, [27, 0], torch.float32, op_device, causal=True, capacity=32)
-    out, lse = case.run(return_lse=True)
-    exact, exact_lse = case.exact()
+    options = {name: value for name, value in options.items() if name not in ("numerics", "dtype")}
+    arguments = attention_inputs(kind, contexts, device, **options) | {"numerics": numerics}
+    with unchanged(*tensors_of(arguments)), forced_backend("torch"):
+        out, lse = block_attention(**arguments)
+    exact, exact_lse = reference.block_attention(**arguments)
     torch.testing.assert_close(out.double(), exact, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(lse, exact_lse, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(lse.double(), exact_lse, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_behind_the_visible_keys_is_read(kind: str, triton_device: str) -> None:
+    """The cache behind them is NaN: 0 * NaN in a masked tail would show, whatever the capacity."""
+    for capacity, bound in ((75, None), (90, 64), (300, None), (300, 64), (300, 65), (300, 200)):
+        arguments = attention_inputs(
+            kind, [0, 33, 64], triton_device, heads=(2, 1), capacity=capacity
+        )
+        assert_accurate(arguments | {"max_context": bound})
+
+
+@pytest.mark.parametrize(
+    ("kind", "contexts", "capacity"),
+    [("bidirectional", [0, 0], 0), ("bidirectional", [0, 0], 3), ("causal", [27, 0], 34)],
+    ids=["no-capacity", "empty", "exactly-full"],
+)
+def test_caches_without_a_context_or_without_room(
+    kind: str, contexts: list[int], capacity: int, backend: str, op_device: str
+) -> None:
+    arguments = attention_inputs(kind, contexts, op_device, capacity=capacity)
+    for ours, exact in zip(
+        block_attention(**arguments), reference.block_attention(**arguments), strict=True
+    ):
+        torch.testing.assert_close(ours.double(), exact, atol=1e-5, rtol=1e-5)
 
 
 def test_no_requests(backend: str, op_device: str) -> None:
@@ -193,26 +201,11 @@ def test_no_requests(backend: str, op_device: str) -> None:
     assert out.shape == (0, 3, 2, 16) and lse.shape == (0, 3, 2)
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
-def test_torch_backend_and_reference_agree_with_a_plain_softmax(
-    causal: bool, backend: str, op_device: str
-) -> None:
-    case = problem(4, 6, 2, 16, [0, 9, 20], torch.float32, op_device, causal=causal)
-    out, lse = case.run(return_lse=True, scale=0.3)
-    for b, context in enumerate(case.context_lens.tolist()):
-        seen = context + (4 if causal else 0)
-        keys, values = case.k_cache[b, :seen], case.v_cache[b, :seen]
-        if not causal:
-            keys, values = torch.cat([keys, case.k[b]]), torch.cat([values, case.v[b]])
-        keys, values = (x.repeat_interleave(3, 1).double() for x in (keys, values))
-        scores = torch.einsum("mhd,nhd->mhn", case.q[b].double(), keys) * 0.3
-        if causal:
-            hidden = torch.ones(4, seen, device=op_device).triu(context + 1).bool()
-            scores = scores.masked_fill(hidden[:, None], -torch.inf)
-        expected = torch.einsum("mhn,nhd->mhd", scores.softmax(-1), values)
-        torch.testing.assert_close(out[b].double(), expected, atol=1e-5, rtol=1e-5)
-        expected_lse = scores.logsumexp(-1)
-        torch.testing.assert_close(lse[b].double(), expected_lse, atol=1e-5, rtol=1e-5)
+def test_lse_changes_nothing_else(backend: str, op_device: str) -> None:
+    for contexts in ([20], [70]):
+        arguments = attention_inputs("causal", contexts, op_device)
+        with_lse, _ = block_attention(**arguments)
+        assert torch.equal(block_attention(**arguments | {"return_lse": False}), with_lse)
 
 
 @pytest.mark.parametrize(
@@ -230,94 +223,103 @@ def test_fast_fills_the_chip_with_splits_of_at_least_two_tiles(
 # --- values
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("kind", ["bidirectional", "causal"])
 @pytest.mark.parametrize("score_scale", [1e-3, 30.0, 1000.0], ids=["flat", "peaked", "one-hot"])
 def test_score_magnitudes(
-    score_scale: float, causal: bool, dtype: torch.dtype, triton_device: str
+    score_scale: float, kind: str, dtype: torch.dtype, triton_device: str
 ) -> None:
-    case = problem(
-        3, 2, 1, 32, [70, 1030], dtype, triton_device, causal=causal, score_scale=score_scale
+    arguments = attention_inputs(
+        kind, [70, 20], triton_device, dtype, block=3, heads=(2, 1), head_dim=32
     )
-    out, lse = (x.double() for x in run_triton(case))
-    exact, exact_lse = case.exact()
-    # A score is a sum of head_dim products of that size; softmax turns its rounding into a factor.
-    size = float(exact_lse.abs().max())
-    unit = torch.finfo(torch.float32).eps
-    torch.testing.assert_close(lse, exact_lse.double(), atol=32 * unit * max(1.0, size), rtol=0)
-    atol = 2 * torch.finfo(dtype).eps + 16 * unit * max(1.0, size)
-    torch.testing.assert_close(out, exact, atol=4 * atol, rtol=0)
-
-
-def run_triton(case: Problem) -> tuple[Tensor, Tensor]:
+    arguments["q"] *= score_scale
     with forced_backend("triton"):
-        return case.run(return_lse=True)
-
-
-@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
-def test_identical_keys_average_the_values(
-    causal: bool, dtype: torch.dtype, triton_device: str
-) -> None:
-    case = problem(2, 2, 1, 16, [1500, 31], dtype, triton_device, causal=causal)
-    for cache in (case.k_cache, case.k):
-        if cache is not None:
-            cache.copy_(torch.where(cache.isnan(), cache, 0.25))
-    out, lse = run_triton(case)
-    for b, context in enumerate(case.context_lens.tolist()):
-        for i in range(2):
-            values = case.v_cache[b, : context + (i + 1 if causal else 0)]
-            if not causal:
-                values = torch.cat([values, case.v[b]])
-            mean = values.double().mean(0)
-            atol = 2 * torch.finfo(dtype).eps
-            torch.testing.assert_close(out[b, i].double(), mean.expand(2, 16), atol=atol, rtol=1e-3)
+        out, lse = block_attention(**arguments)
+    exact, exact_lse = reference.block_attention(**arguments)
+    # A score is a sum of head_dim products of that size; softmax turns its rounding into a factor.
+    size = max(1.0, float(exact_lse.abs().max())) * torch.finfo(torch.float32).eps
+    torch.testing.assert_close(lse.double(), exact_lse, atol=32 * size, rtol=0)
+    atol = 8 * torch.finfo(dtype).eps + 64 * size
+    torch.testing.assert_close(out.double(), exact, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("scale", [1e-4, 0.125, 3.0])
 def test_scale(scale: float, triton_device: str) -> None:
-    case = problem(3, 2, 1, 16, [50, 4], torch.float32, triton_device, causal=True)
-    assert_accurate(case, scale=scale)
+    arguments = attention_inputs("causal", [50, 4], triton_device, block=3, heads=(2, 1))
+    assert_accurate(arguments | {"scale": scale})
 
 
-def test_lse_changes_nothing_else(backend: str, op_device: str) -> None:
-    case = problem(3, 2, 1, 16, [1030], torch.float32, op_device, causal=True)
-    with_lse, _ = case.run(return_lse=True)
-    assert torch.equal(case.run(), with_lse)
+# --- what the host cannot see
 
 
-# --- lengths out of range
-
-
-@pytest.mark.parametrize(("length", "clamped"), [(-1, 0), (-(2**31), 0), (36, 35), (2**31 - 1, 35)])
-@pytest.mark.parametrize("bounded", [False, True], ids=["by-capacity", "by-max-context"])
-def test_causal_length_out_of_range_is_clamped_and_reported(
-    length: int, clamped: int, bounded: bool, backend: str, op_device: str
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("bounded", "below", "above"),
+    [(False, -1, 2**31 - 1), (True, -(2**31), 36)],
+    ids=["by-capacity", "by-max-context"],
+)
+def test_lengths_out_of_range_are_clamped_and_reported(
+    kind: str, bounded: bool, below: int, above: int, backend: str, op_device: str
 ) -> None:
-    check_clamped(length, clamped, bounded, op_device, causal=True)
-
-
-@pytest.mark.parametrize(("length", "clamped"), [(-1, 0), (-(2**31), 0), (36, 35), (2**31 - 1, 35)])
-@pytest.mark.parametrize("bounded", [False, True], ids=["by-capacity", "by-max-context"])
-def test_bidirectional_length_out_of_range_is_clamped_and_reported(
-    length: int, clamped: int, bounded: bool, backend: str, op_device: str
-) -> None:
-    check_clamped(length, clamped, bounded, op_device, causal=False)
-
-
-def check_clamped(length: int, clamped: int, bounded: bool, device: str, causal: bool) -> None:
-    block = 5
-    capacity = (50 if bounded else 35) + (block if causal else 0)
-    case = problem(
-        block, 2, 1, 16, [35, 20], torch.float32, device, causal=causal, capacity=capacity
+    # Behind no context the causal rows alone lie across a split.
+    block = 33 if kind == "causal" else 7
+    capacity = (50 if bounded else 35) + own_keys(kind, block, (2, 3))
+    arguments = attention_inputs(
+        kind, [35, 20], op_device, heads=(1, 1), block=block, capacity=capacity
     )
-    options = {"return_lse": True, "max_context": 35 if bounded else None}
+    arguments["max_context"] = 35 if bounded else None
+    lengths, error = arguments["context_lens"], new_error_word(op_device)
+    for length, clamped in ((below, 0), (above, 35)):
+        lengths[0] = clamped
+        expected = block_attention(**arguments, error=error)
+        assert not error.item()
+        lengths[0] = length
+        torch.testing.assert_close(block_attention(**arguments, error=error), expected)
+        assert error.item() == LENGTH_OUT_OF_RANGE
+        error.zero_()
+    torch.testing.assert_close(block_attention(**arguments), expected)
 
-    error = new_error_word(device)
-    case.context_lens[0] = clamped
-    expected = case.run(error=error, **options)
-    assert not error.item()
 
-    case.context_lens[0] = length
-    actual = case.run(error=error, **options)
-    assert error.item() == LENGTH_OUT_OF_RANGE
-    torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(case.run(**options), expected)
+@pytest.mark.parametrize(
+    ("kind", "block", "column", "below", "above"),
+    [
+        ("bidirectional", 7, 0, -1, 2**31 - 1),
+        ("bidirectional", 7, 5, -(2**31), None),
+        ("causal", 20, 5, -1, None),
+        ("drafts", 7, 5, -(2**31), None),
+    ],
+)
+def test_a_page_that_is_not_there_is_clamped_and_reported(
+    kind: str, block: int, column: int, below: int, above: int | None, backend: str, op_device: str
+) -> None:
+    """The second request's sixth holds one key, which the last tile of rows sees alone."""
+    own = own_keys(kind, block, (2, 3))
+    arguments = attention_inputs(
+        kind, [32 - own, 81 - own], op_device, heads=(2, 1), block=block, page_size=16
+    )
+    for name in ("k_cache", "v_cache"):
+        arguments[name] = arguments[name].nan_to_num(0.5)
+    pages, error = len(arguments["k_cache"]), new_error_word(op_device)
+    entry = arguments["block_table"][1, column]
+    for page, clamped in ((below, 0), (pages if above is None else above, pages - 1)):
+        entry.fill_(clamped)
+        expected = block_attention(**arguments, error=error)
+        assert not error.item()
+        entry.fill_(page)
+        assert_all_same_bits(block_attention(**arguments, error=error), expected)
+        assert error.item() == PAGE_OUT_OF_RANGE
+        error.zero_()
+    assert_all_same_bits(block_attention(**arguments), expected)
+
+
+def test_the_last_of_many_pages_is_checked(triton_device: str) -> None:
+    """Entry 70 lies behind the 64th of one long split."""
+    long = {"block_n": 64, "split_keys": 2048, "far_from": 8192, "far_split_keys": 2048}
+    arguments = attention_inputs("causal", [70 * 16, 5], triton_device, heads=(1, 1), page_size=16)
+    arguments["block_table"][0, 70] = 1 << 20
+    error = new_error_word(triton_device)
+    with (
+        forced_backend("triton"),
+        launching_with(launch.BLOCK_ATTENTION, triton_device, 4, 256, **long),
+    ):
+        block_attention(**arguments, error=error)
+    assert error.item() == PAGE_OUT_OF_RANGE

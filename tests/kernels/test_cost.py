@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from reference import visible
 
 from dlm_kernels import (
     BlockState,
@@ -38,76 +39,50 @@ def test_costs_add_and_scale() -> None:
     assert sum([Cost(1, 2, 3)] * 3, Cost(0, 0)) == Cost(3, 6, 9)
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("cache_itemsize", [None, 1], ids=["", "float8"])
 @pytest.mark.parametrize("lse", [False, True], ids=["out", "out-and-lse"])
 @pytest.mark.parametrize(
-    ("batch", "block", "context", "query_heads", "kv_heads"),
-    [(1, 1, 0, 1, 1), (2, 3, 5, 4, 2), (3, 4, 0, 6, 1), (1, 7, 2, 2, 2)],
+    ("batch", "block", "context", "query_heads", "kv_heads", "groups"),
+    [
+        *((*shape, None) for shape in ((1, 1, 0, 1, 1), (2, 3, 5, 4, 2), (3, 4, 0, 6, 1))),
+        *((*shape, "causal") for shape in ((1, 7, 2, 2, 2), (2, 3, 5, 4, 2), (3, 4, 0, 6, 1))),
+        (2, 6, 0, 4, 2, (2, 3)),
+        (2, 7, 5, 4, 2, (2, 3)),
+        (1, 12, 3, 4, 1, (1, 4)),
+        (2, 16, 2, 4, 2, (3, 5)),
+    ],
 )
 def test_block_attention_cost(
-    batch: int, block: int, context: int, query_heads: int, kv_heads: int, causal: bool, lse: bool
+    batch: int,
+    block: int,
+    context: int,
+    query_heads: int,
+    kv_heads: int,
+    groups: tuple[int, int] | str | None,
+    lse: bool,
+    cache_itemsize: int | None,
 ) -> None:
     head_dim, itemsize = 16, 2
-    pairs = flops = 0
-    keys_seen = set()
-    for b, h, i in itertools.product(range(batch), range(query_heads), range(block)):
-        for j in range(context + (i + 1 if causal else block)):
-            keys_seen.add((b, h // (query_heads // kv_heads), j))
-            pairs += 1
-            # One multiply-add a dimension for the score, and one for the output.
-            flops += 2 * head_dim + 2 * head_dim
-    queries = batch * block * query_heads
-    moved = 2 * queries * head_dim * itemsize + 2 * len(keys_seen) * head_dim * itemsize
-    cost = block_attention_cost(
-        batch, block, context, query_heads, kv_heads, head_dim,
-        itemsize=itemsize, causal=causal, lse=lse,
-    )  # fmt: skip
-    assert cost == Cost(flops, moved + (4 * queries if lse else 0), pairs)
-
-
-@pytest.mark.parametrize(
-    ("block", "context", "draft_groups"),
-    [(6, 0, (2, 3)), (7, 5, (2, 3)), (12, 3, (1, 4)), (16, 2, (3, 5)), (2, 9, (1, 2))],
-)
-def test_block_attention_cost_of_draft_groups(
-    block: int, context: int, draft_groups: tuple[int, int]
-) -> None:
-    batch, query_heads, kv_heads, head_dim, itemsize = 2, 4, 2, 16, 2
-    groups, length = draft_groups
-    lead = block - groups * length
+    causal, draft_groups = groups == "causal", None if groups == "causal" else groups
     pairs, keys_seen = 0, set()
-    for row in range(block):
-        group, slot = divmod(row - lead, length) if row >= lead else (0, 0)
-        last = context + (lead + group if row >= lead else row)
-        keys = {("cached", position) for position in range(last + 1)}
-        if slot:
-            keys |= {("fresh", group, mask) for mask in range(1, length)}
-        pairs += len(keys)
+    for i in range(block):
+        own, fresh = visible(i, block, causal, draft_groups)
+        keys = {("cached", j) for j in range(context + own)} | {("fresh", j) for j in fresh}
         keys_seen |= keys
-    pairs *= batch * query_heads
-    queries = 2 * batch * block * query_heads * head_dim * itemsize
-    moved = queries + 2 * batch * len(keys_seen) * kv_heads * head_dim * itemsize
+        pairs += batch * query_heads * len(keys)
+    # Keys and values by where they lie, queries and outputs; a float8 cache has scales.
+    places = [place for place, _ in keys_seen]
+    a_key = 2 * batch * kv_heads * head_dim
+    moved = a_key * places.count("fresh") * itemsize
+    moved += a_key * places.count("cached") * (cache_itemsize or itemsize)
+    moved += 2 * batch * block * query_heads * head_dim * itemsize
+    moved += 4 * batch * block * query_heads * lse + 2 * 4 * kv_heads * (cache_itemsize == 1)
     cost = block_attention_cost(
-        batch, block, context, query_heads, kv_heads, head_dim,
-        itemsize=itemsize, draft_groups=draft_groups,
+        batch, block, context, query_heads, kv_heads, head_dim, itemsize=itemsize, causal=causal,
+        draft_groups=draft_groups, lse=lse, cache_itemsize=cache_itemsize,
     )  # fmt: skip
-    assert cost == Cost(4 * head_dim * pairs, moved, pairs)
-
-
-@pytest.mark.parametrize("kind", ["bidirectional", "causal", "drafts"])
-def test_block_attention_cost_over_a_float8_cache(kind: str) -> None:
-    q = torch.empty(3, 8, 4, 16, dtype=torch.bfloat16)
-    own = {"bidirectional": 0, "causal": 8, "drafts": 4}[kind]
-    cached = torch.empty(3, 20 + own, 2, 16, dtype=torch.float8_e4m3fn)
-    fresh = torch.empty(3, 8 - own, 2, 16, dtype=torch.bfloat16)
-    scale = torch.empty(2)
-    options = {"causal": kind == "causal", "draft_groups": (2, 3) if kind == "drafts" else None}
-    cost = block_attention_cost(3, 8, 20, 4, 2, 16, itemsize=2, cache_itemsize=1, **options)
-    assert cost.bytes == 2 * nbytes(q, cached, fresh, scale)
-    in_bfloat16 = block_attention_cost(3, 8, 20, 4, 2, 16, itemsize=2, **options)
-    assert (cost.flops, cost.exps) == (in_bfloat16.flops, in_bfloat16.exps)
-    same = block_attention_cost(3, 8, 20, 4, 2, 16, itemsize=2, cache_itemsize=2, **options)
-    assert same == in_bfloat16
+    # One multiply-add a dimension for the score, and one for the output.
+    assert cost == Cost((2 + 2) * head_dim * pairs, moved, pairs)
 
 
 @pytest.mark.parametrize("entropy", [False, True])

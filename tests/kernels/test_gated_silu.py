@@ -1,8 +1,9 @@
 """gated_silu: rounding, accuracy, and elements whose bits depend on nothing else."""
 
 import pytest
+import reference
 import torch
-from numeric import Guarded, assert_close_to_reference, assert_same_bits, forced_backend
+from numeric import assert_close_to_reference, assert_same_bits, forced_backend, unchanged
 from torch.nn import functional as F
 
 from dlm_kernels import gated_silu
@@ -17,15 +18,14 @@ def product(
     return PartialSums(sums.to(device), dtype)
 
 
-# A program makes 1024 elements of a row.
-@pytest.mark.parametrize("segments", [1, 3], ids=["one-part", "three-parts"])
+# A program makes 32 elements of a row; of the table that ships, 1024.
 @pytest.mark.parametrize(
-    ("rows", "intermediate"),
+    ("rows", "intermediate", "segments"),
     [
-        pytest.param(1, 1, id="one-element"),
-        pytest.param(5, 67, id="odd-size"),
-        pytest.param(2, 1024, id="one-tile"),
-        pytest.param(3, 2051, id="three-tiles-odd-size"),
+        pytest.param(1, 1, 1, id="one-element"),
+        pytest.param(5, 67, 3, id="three-tiles-odd-size"),
+        pytest.param(2, 64, 2, id="two-tiles"),
+        pytest.param(3, 2051, 3, id="shipped", marks=pytest.mark.full),
     ],
 )
 def test_matches_float64(
@@ -37,10 +37,16 @@ def test_matches_float64(
     plain = F.silu(gate.to(dtype)) * up.to(dtype)
     floor = {torch.float32: 2e-6, torch.float16: 1e-4, torch.bfloat16: 1e-3}[dtype]
     for x in (gate_up, gate_up.total()):
-        out = gated_silu(x)
+        with unchanged(gate_up.sums):
+            out = gated_silu(x)
         assert out.dtype == dtype and out.is_contiguous()
         assert_close_to_reference(out, plain, exact, floor=floor)
     assert_same_bits(out, gated_silu(gate_up), "whole and in parts")
+    if backend == "torch" and op_device == "cpu":
+        # Whose own silu gives the elements behind the last whole vector other bits.
+        gate, up = gate_up.total().chunk(2, -1)
+        activated = (gate.float() / (1 + torch.exp(-gate.float()))).to(dtype)
+        assert_same_bits(out, activated * up, "by the exponential")
 
 
 def test_the_activation_is_rounded_before_it_is_multiplied(
@@ -51,24 +57,18 @@ def test_the_activation_is_rounded_before_it_is_multiplied(
     activated = gated_silu(torch.cat([gate, torch.ones_like(gate)], -1))
     out = gated_silu(torch.cat([gate, torch.full_like(gate, 1.5)], -1))
     assert_same_bits(out, activated * 1.5)
-
-
-def test_torch_backend_on_a_cpu_has_the_bits_of_the_exponential(dtype: torch.dtype) -> None:
-    gate_up = product(7, 45, 2, dtype, "cpu")
-    gate, up = gate_up.total().chunk(2, -1)
-    activated = (gate.float() / (1 + torch.exp(-gate.float()))).to(dtype)
-    with forced_backend("torch"):
-        assert_same_bits(gated_silu(gate_up), activated * up)
+    exact = reference.gated_silu(torch.cat([gate, torch.ones_like(gate)], -1))
+    torch.testing.assert_close(activated.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-7)
 
 
 @pytest.mark.parametrize("backend_name", ["triton", "torch"])
 def test_an_element_has_the_same_bits_wherever_it_stands(
     backend_name: str, dtype: torch.dtype, triton_device: str
 ) -> None:
-    gate, up = product(9, 1050, 1, dtype, triton_device).total().chunk(2, -1)
+    gate, up = product(9, 75, 1, dtype, triton_device).total().chunk(2, -1)
     with forced_backend(backend_name):
         whole = gated_silu(torch.cat([gate, up], -1))
-        for rows, columns in ((slice(3, 4), slice(0, 1050)), (slice(2, 5), slice(1013, 1050))):
+        for rows, columns in ((slice(3, 4), slice(0, 75)), (slice(2, 5), slice(38, 75))):
             part = gated_silu(torch.cat([gate[rows, columns], up[rows, columns]], -1))
             assert_same_bits(part, whole[rows, columns])
 
@@ -89,11 +89,3 @@ def test_leading_dimensions(backend: str, op_device: str) -> None:
     assert_same_bits(gated_silu(whole[5]), expected[5])
     assert_same_bits(gated_silu(whole.T.contiguous().T), expected)
     assert gated_silu(whole[:0]).shape == (0, 33)
-
-
-def test_the_product_is_only_read(backend: str, op_device: str) -> None:
-    sums = product(3, 67, 2, torch.float32, op_device).sums
-    guarded = Guarded(sums)
-    gated_silu(PartialSums(guarded.tensor, torch.float32))
-    guarded.check()
-    assert_same_bits(guarded.tensor, sums)

@@ -22,9 +22,19 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_every_table_has_every_architecture(name: str) -> None:
-    assert list(TABLES[name]) == ARCHES == list(launch.SHARED_MEMORY)
+@pytest.fixture(autouse=True)
+def small_launches() -> None:
+    """Not here: these tests are about the tables that ship."""
+
+
+def test_every_table_has_every_architecture() -> None:
+    for table in (launch.SHARED_MEMORY, *TABLES.values()):
+        assert list(table) == ARCHES
+
+
+def is_tile(*sizes: int) -> bool:
+    """Tiles are powers of two, and tl.dot needs 16 of everything."""
+    return all(size >= 16 and size & (size - 1) == 0 for size in sizes)
 
 
 @pytest.mark.parametrize("arch", ARCHES)
@@ -32,9 +42,7 @@ def test_every_shape_has_an_entry(arch: str) -> None:
     for itemsize in (2, 4):
         for head_dim in (16, 32, 64, 128, 256):
             entry = launch.smallest_serving(launch.BLOCK_ATTENTION[arch][itemsize], head_dim)
-            for size in (entry.block_m, entry.block_n):
-                # Tiles are powers of two, and tl.dot needs 16 of everything.
-                assert size >= 16 and size & (size - 1) == 0
+            assert is_tile(entry.block_m, entry.block_n)
             # A tile may not lie across two splits: a key's tile would depend on the split.
             assert entry.split_keys % entry.block_n == 0
             assert entry.far_from % entry.split_keys == 0
@@ -43,10 +51,8 @@ def test_every_shape_has_an_entry(arch: str) -> None:
             tiles = entry.block_m + 2 * entry.num_stages * entry.block_n
             assert tiles * head_dim * itemsize <= launch.SHARED_MEMORY[arch]
         head = launch.LM_HEAD[arch][itemsize]
-        for size in (head.block_v, head.block_k, *(tile.block_r for tile in head.tiles.values())):
-            assert size >= 16 and size & (size - 1) == 0
         for most, tile in head.tiles.items():
-            assert tile.block_r >= most
+            assert is_tile(head.block_v, head.block_k, tile.block_r) and tile.block_r >= most
             stages = tile.num_stages * (head.block_v + tile.block_r) * head.block_k * itemsize
             assert stages <= launch.SHARED_MEMORY[arch]
         assert head.chunk % head.block_v == 0
@@ -73,8 +79,7 @@ def test_linear_has_an_entry_for_every_weight(arch: str) -> None:
         assert key != "int4" or config.block_k == 128
         stored = {"fp8": 1, "int8": 1, "int4": 0.5}.get(key, key)
         for tile in config.tiles.values():
-            for size in (tile.block_o, tile.block_r, config.walking_rows):
-                assert size >= 16 and size & (size - 1) == 0
+            assert is_tile(tile.block_o, tile.block_r, config.walking_rows)
             # The plan of segments counts rows of the weight by the smallest tile.
             assert tile.block_o % 64 == 0
             row = tile.block_o * stored + tile.block_r * (key if key == 4 else 2)
@@ -84,31 +89,39 @@ def test_linear_has_an_entry_for_every_weight(arch: str) -> None:
 @pytest.mark.parametrize("arch", ARCHES)
 def test_every_entry_names_legal_warps_and_is_untuned_until_measured(arch: str) -> None:
     measured = any((ROOT / "bench" / "results").glob("*.json"))
-    attention = [e for entries in launch.BLOCK_ATTENTION[arch].values() for e in entries.values()]
-    remask = list(launch.REMASK_SCATTER[arch].values())
-    heads = list(launch.LM_HEAD[arch].values())
-    head_tiles = [tile for head in heads for tile in head.tiles.values()]
-    others = [launch.CONFIDENCE[arch], launch.GATED_SILU[arch], launch.ROPE_KV_WRITE[arch]]
-    others += launch.RESIDUAL_NORM[arch].values()
-    products = list(launch.LINEAR[arch].values())
-    tiles = head_tiles + [tile for product in products for tile in product.tiles.values()]
-    for entry in (*attention, *remask, *tiles, *others):
-        assert entry.num_warps in (1, 2, 4, 8, 16, 32)
-    for entry in (*attention, *remask, *heads, *products, *others):
-        assert measured or not entry.tuned
+    left = [table[arch] for table in TABLES.values()]
+    while left:
+        entry = left.pop()
+        if isinstance(entry, dict):
+            left += entry.values()
+            continue
+        left += getattr(entry, "tiles", {}).values()
+        assert getattr(entry, "num_warps", 1) in (1, 2, 4, 8, 16, 32)
+        assert measured or not getattr(entry, "tuned", False)
 
 
-def test_smallest_serving_takes_the_smallest_that_is_large_enough() -> None:
+def test_another_entry_is_launched_with_while_it_overrides() -> None:
+    present = launch.LINEAR["sm_90"]["int4"]
+    with launch.overriding(launch.LINEAR, ("sm_90", "int4"), "other"):
+        assert launch.LINEAR["sm_90"]["int4"] == "other"
+        with launch.overriding(launch.LINEAR, ("sm_90",), {2: "all others"}):
+            assert launch.LINEAR["sm_90"] == {2: "all others"}
+    assert launch.LINEAR["sm_90"]["int4"] is present
+    with pytest.raises(RuntimeError), launch.overriding(launch.GATED_SILU, ("sm_80",), None):
+        raise RuntimeError
+    assert launch.GATED_SILU["sm_80"].block
+    with pytest.raises(KeyError), launch.overriding(launch.GATED_SILU, ("sm_70",), None):
+        pass
+    assert "sm_70" not in launch.GATED_SILU
+
+
+def test_the_smallest_that_is_large_enough_serves() -> None:
     entries = {64: "small", 256: "large", 128: "middle"}
-    sizes = {1: "small", 64: "small", 65: "middle", 128: "middle", 129: "large", 256: "large"}
-    for size, entry in sizes.items():
-        assert launch.smallest_serving(entries, size) == entry
-
-
-def test_tile_serving_takes_the_smallest_that_is_large_enough_or_the_largest() -> None:
-    tiles = {16: "small", 128: "large", 32: "middle"}
-    for rows, tile in {1: "small", 16: "small", 17: "middle", 33: "large", 4096: "large"}.items():
-        assert launch.tile_serving(tiles, rows) == tile
+    for size, entry in {1: "small", 64: "small", 65: "middle", 128: "middle", 129: "large"}.items():
+        assert launch.smallest_serving(entries, size) == launch.tile_serving(entries, size) == entry
+    assert launch.tile_serving(entries, 4096) == "large"
+    with pytest.raises(ValueError):
+        launch.smallest_serving(entries, 257)
 
 
 @pytest.mark.parametrize(

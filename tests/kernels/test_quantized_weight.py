@@ -162,24 +162,3 @@ def test_a_large_weight_is_quantised_some_rows_at_a_time(
         quantized = quantize_weight(weight, kind)
         assert torch.equal(quantized.values.view(torch.uint8), expected.values.view(torch.uint8))
         assert torch.equal(quantized.scales, expected.scales)
-
-
-@pytest.mark.parametrize(
-    ("weight", "kind", "error", "message"),
-    [
-        pytest.param([[1.0]], "int8", TypeError, "weight is a list", id="list"),
-        pytest.param(torch.ones(3), "int8", ValueError, r"\[out_features, in_f", id="vector"),
-        pytest.param(torch.ones(2, 2).long(), "int8", TypeError, "weight is torch.int64", id="ids"),
-        pytest.param(torch.ones(2, 2), "int2", ValueError, "'int2'; it must be one of fp8, int8, ",
-                     id="kind"),
-        pytest.param(torch.ones(0, 2), "fp8", ValueError, r"\[0, 2\]; it must not", id="no-rows"),
-        pytest.param(torch.ones(2, 0), "int4", ValueError, r"\[2, 0\]; it must", id="no-features"),
-        pytest.param(torch.tensor([[1.0, torch.nan]]), "int4", ValueError, "inf or NaN", id="nan"),
-        pytest.param(torch.tensor([[-torch.inf]]), "fp8", ValueError, "inf or NaN", id="inf"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_quantised_is_named(
-    weight: object, kind: str, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        quantize_weight(weight, kind)

@@ -99,13 +99,8 @@ def test_rule_refuses(fields: dict, exception: type[Exception], message: str) ->
         ("entropy_bound", {"confidence": "entropy", "entropy_bound": 0.1}),
         (
             "diffusion_gemma",
-            {
-                "confidence": "entropy",
-                "entropy_bound": 0.1,
-                "renoise": True,
-                "revise": True,
-                "steps": 48,
-            },
+            {"confidence": "entropy", "entropy_bound": 0.1, "renoise": True, "revise": True}
+            | {"steps": 48},
         ),
     ],
 )

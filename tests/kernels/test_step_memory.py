@@ -30,6 +30,11 @@ def poisoned() -> None:
     """None here: canaries are allocations too."""
 
 
+@pytest.fixture(autouse=True)
+def small_launches() -> None:
+    """Not here: sizes are those of a model, and launches those that ship."""
+
+
 class Allocations(TorchDispatchMode):
     """Adds up the bytes of every storage that appears, as if none was ever freed."""
 

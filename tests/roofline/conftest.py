@@ -1,13 +1,14 @@
-"""A made-up record of an H200, whose every figure follows from its roof by a stated factor."""
+"""Made-up records of an H200 and a host: every figure follows from the roof by a stated factor."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
 from dlm_core import PRESETS
 from dlm_roofline.ceilings import Ceiling, Ceilings, Latency
 from dlm_roofline.forward import DECODE, DENOISE, DRAFT, QUADRATIC, STEP_NAMES, VERIFY, Forward
-from dlm_roofline.records import SCHEMA, Device, Peer, Record, Row, Skipped, Timing
+from dlm_roofline.records import BenchRecord, Device, Peer, Row, Skipped, Timing
 from dlm_roofline.step_cost import step_cost, total
 
 READ, PEAK = 4.3e12, 790e12
@@ -32,30 +33,40 @@ CEILINGS = Ceilings(
     launch=Latency(3e-6, 3.5e-6, 15),
     graph_node=Latency(1e-6, 1.1e-6, 15),
 )
+HOST_CEILINGS = replace(
+    CEILINGS,
+    read=Ceiling(40e9, 39e9, 15),
+    matmul={"float32": Ceiling(180e9, 170e9, 15), "bfloat16": Ceiling(430e9, 400e9, 15)},
+    exps=None,
+    l2=None,
+    graph_node=None,
+)
+H200 = Device("cuda", "NVIDIA H200", {"driver": "580.1", "SM clock": "1755 MHz"})
+HOST = Device("cpu", "AMD EPYC", {"threads": "2", "memory": "24 GiB"})
 
 
-def timing(seconds: float) -> Timing:
-    return Timing(seconds, 0.98 * seconds, 1.05 * seconds, runs=40, cold=True, graph=True)
-
-
-def rows_of(forward: Forward, *, stages: bool = True) -> list[Row]:
+def rows_of(forward: Forward, *, on_gpu: bool, stages: bool = True) -> list[Row]:
     """The whole forward of the 8B model, its plain-torch peer, and its stages."""
-    config, roof = PRESETS["8b"], CEILINGS.roof(forward.dtype)
-    costs = step_cost(config, forward)
+    config, ceilings = PRESETS["8b"], CEILINGS if on_gpu else HOST_CEILINGS
+    roof, costs = ceilings.roof(forward.dtype), step_cost(config, forward)
+
+    def timing(seconds: float) -> Timing:
+        return Timing(seconds, 0.98 * seconds, 1.05 * seconds, runs=40, cold=True, graph=on_gpu)
+
     rows = [
-        Row.of_stage(name, MODEL, forward, cost, timing(SLOWDOWN * roof.seconds(cost)))
+        Row.of_model(name, MODEL, forward, cost, timing(SLOWDOWN * roof.seconds(cost)))
         for name, cost in costs.items()
         if stages
     ]
     seconds = SLOWDOWN * roof.step_seconds(costs)
     peers = [Peer("plain torch", timing(PEER_SLOWDOWN * seconds), None)]
     name = STEP_NAMES[forward.kind]
-    rows.append(Row.of_stage(name, MODEL, forward, total(costs), timing(seconds), peers=peers))
+    rows.append(Row.of_model(name, MODEL, forward, total(costs), timing(seconds), peers=peers))
     return rows
 
 
 @pytest.fixture(scope="session")
-def make_record() -> Callable[..., Record]:
+def make_record() -> Callable[..., BenchRecord]:
     """Builds a record of forwards of these kinds and batches behind 1024 tokens, with stages, and
     of whole denoising and AR decoding steps behind the other contexts.
     """
@@ -64,26 +75,28 @@ def make_record() -> Callable[..., Record]:
         batches: Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
         kinds: Sequence[str] = (DENOISE,),
         contexts: Sequence[int] = (),
-    ) -> Record:
-        rows = []
+        *,
+        on_gpu: bool = True,
+    ) -> BenchRecord:
+        rows, dtype = [], "bfloat16" if on_gpu else "float32"
         for kind in kinds:
             for batch in batches:
-                rows += rows_of(Forward(kind, batch, BLOCKS[kind], CONTEXT, "bfloat16"))
+                forward = Forward(kind, batch, BLOCKS[kind], CONTEXT, dtype)
+                rows += rows_of(forward, on_gpu=on_gpu)
                 for context in contexts if kind in (DENOISE, DECODE) else ():
-                    forward = Forward(kind, batch, BLOCKS[kind], context, "bfloat16")
-                    rows += rows_of(forward, stages=False)
-        return Record(
-            schema=SCHEMA,
+                    further = replace(forward, context=context)
+                    rows += rows_of(further, on_gpu=on_gpu, stages=False)
+        return BenchRecord(
             complete=True,
             scope="standard",
             date="2026-01-02T03:04:05Z",
             commit="0123456789abcdef",
             dirty=False,
             command="dlm bench",
-            backend="triton",
+            backend="triton" if on_gpu else "torch",
             versions={"python": "3.12.1", "torch": "2.11.0", "triton": "3.6.0"},
-            device=Device("cuda", "NVIDIA H200", {"driver": "580.1", "SM clock": "1755 MHz"}),
-            ceilings=CEILINGS,
+            device=H200 if on_gpu else HOST,
+            ceilings=CEILINGS if on_gpu else HOST_CEILINGS,
             models={MODEL: PRESETS["8b"]},
             rows=rows,
             skipped=[Skipped("block_attention, batch 64", "out of time")],
@@ -93,14 +106,21 @@ def make_record() -> Callable[..., Record]:
 
 
 @pytest.fixture(scope="session")
-def record(make_record: Callable[..., Record]) -> Record:
-    """Denoising steps alone, behind one context."""
+def record(make_record: Callable[..., BenchRecord]) -> BenchRecord:
+    """Denoising steps alone, behind one context, on a GPU."""
     return make_record()
 
 
 @pytest.fixture(scope="session")
-def grid_record(make_record: Callable[..., Record]) -> Record:
-    """All kinds of forwards, and whole steps over batch and context."""
+def grid_record(make_record: Callable[..., BenchRecord]) -> BenchRecord:
+    """All kinds of forwards, and whole steps over batch and context, on a GPU."""
     return make_record(
         kinds=(DENOISE, DECODE, DRAFT, VERIFY, QUADRATIC), contexts=(4096, 16384, 32768)
     )
+
+
+@pytest.fixture(scope="session")
+def host_record(make_record: Callable[..., BenchRecord]) -> BenchRecord:
+    """The same kinds at two batches, on a host of two threads."""
+    kinds = (DENOISE, DECODE, DRAFT, VERIFY, QUADRATIC)
+    return make_record((1, 16), kinds, contexts=(4096,), on_gpu=False)

@@ -4,12 +4,13 @@ import pytest
 
 from dlm_roofline.datasheets import DATASHEETS, Datasheet, datasheet_of
 
-SHEETS = list(DATASHEETS.values())
-all_sheets = pytest.mark.parametrize("sheet", SHEETS, ids=lambda sheet: sheet.name_short)
+all_sheets = pytest.mark.parametrize(
+    "sheet", DATASHEETS.values(), ids=lambda sheet: sheet.name_short
+)
 
 
 @pytest.mark.parametrize(
-    ("name", "terabytes", "ridge"),
+    "name, terabytes, ridge",
     [
         ("NVIDIA A100-SXM4-40GB", 1.555, 201),
         ("NVIDIA A100-SXM4-80GB", 2.039, 153),
@@ -27,46 +28,32 @@ all_sheets = pytest.mark.parametrize("sheet", SHEETS, ids=lambda sheet: sheet.na
 )
 def test_datasheet_of_a_device_as_torch_names_it(name, terabytes, ridge) -> None:
     """The ridge of a rate with sparsity would be twice as far."""
-    sheet = DATASHEETS[name]
-    assert sheet.bandwidth == terabytes * 1e12
-    assert sheet.roof("bfloat16").ridge == pytest.approx(ridge, abs=0.5)
-
-
-def test_a_device_without_a_datasheet_has_none() -> None:
-    assert "AMD EPYC" not in DATASHEETS
-    assert "NVIDIA H200 NVL" not in DATASHEETS  # and not that of the SXM board
+    assert DATASHEETS[name].bandwidth == terabytes * 1e12
+    assert DATASHEETS[name].roof("bfloat16").ridge == pytest.approx(ridge, abs=0.5)
 
 
 @all_sheets
-def test_figures_are_in_their_units(sheet: Datasheet) -> None:
+def test_figures_are_plausible(sheet: Datasheet) -> None:
     assert 1e12 <= sheet.bandwidth <= 8e12
     assert 24 << 30 <= sheet.memory <= 192 << 30
-    assert 32 << 20 <= sheet.l2 <= 128 << 20
-    assert 32e9 <= sheet.link <= 900e9 and sheet.link < sheet.bandwidth
     assert sheet.exps is None or 2e12 < sheet.exps < 8e12
     assert "atasheet" in sheet.source or "paper" in sheet.source or "data sheet" in sheet.source
-
-
-@all_sheets
-def test_rates_double_as_bits_halve(sheet: Datasheet) -> None:
     rates = sheet.matmul
     assert rates["bfloat16"] == rates["float16"]
     assert rates["bfloat16"] / rates["tf32"] == pytest.approx(2, rel=0.03)
     assert rates["float32"] <= rates["tf32"]
-    if "float8_e4m3fn" in rates:
-        assert rates["float8_e4m3fn"] / rates["bfloat16"] == pytest.approx(2, rel=0.01)
     # Of a GeForce card only products of floats are halved by accumulating in fp32.
     times = 4 if "GeForce" in sheet.name else 2
     assert rates["int8"] / rates["bfloat16"] == pytest.approx(times, rel=0.01)
-
-
-def test_only_ampere_lacks_float8() -> None:
-    without = {sheet.name_short for sheet in SHEETS if "float8_e4m3fn" not in sheet.matmul}
-    assert without == {"a100-40gb", "a100-80gb", "a100-pcie"}
+    # Only Ampere has no float8.
+    if not sheet.name_short.startswith("a100"):
+        assert rates["float8_e4m3fn"] / rates["bfloat16"] == pytest.approx(2, rel=0.01)
+    else:
+        assert "float8_e4m3fn" not in rates
 
 
 @pytest.mark.parametrize(
-    ("name", "sms", "boost_ghz"),
+    "name, sms, boost_ghz",
     [("h200", 132, 1.98), ("a100-80gb", 108, 1.41), ("h100-pcie", 114, 1.755)]
     + [("rtx-4090", 128, 2.52), ("rtx-pro-6000", 188, 2.617)],
 )
@@ -78,17 +65,8 @@ def test_exponentials_are_16_an_sm_and_boost_clock(name: str, sms: int, boost_gh
 def test_is_found_by_its_names_in_any_case(sheet: Datasheet) -> None:
     for name in (sheet.name, sheet.name_short, sheet.name.lower(), sheet.name_short.upper()):
         assert datasheet_of(name) is sheet
-    assert DATASHEETS[sheet.name] is sheet
-
-
-def test_names_are_each_of_one_device() -> None:
-    names = [name for sheet in SHEETS for name in (sheet.name.lower(), sheet.name_short)]
-    assert len(set(names)) == len(names) == 2 * 12
-
-
-def test_an_unknown_name_is_told_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'h300'.*a100-40gb.*h200.*mi300x.*rtx-pro-6000"):
-        datasheet_of("h300")
+    with pytest.raises(ValueError, match=f"'{sheet.name} 2'.*{sheet.name_short}"):
+        datasheet_of(f"{sheet.name} 2")
 
 
 @all_sheets
@@ -99,5 +77,5 @@ def test_ceilings_are_the_figures_and_of_no_run(sheet: Datasheet) -> None:
     stated = [ceilings.read, ceilings.copy, ceilings.write, *ceilings.matmul.values()]
     assert all(each.best == each.median and each.runs == 0 for each in stated)
     assert ceilings.copy.best == ceilings.write.best == sheet.bandwidth
-    lacks = (ceilings.l2, ceilings.triad, ceilings.launch, ceilings.graph_node)
-    assert lacks == (None,) * 4 and ceilings.ops == {}
+    lacks = (ceilings.l2, ceilings.launch, ceilings.graph_node)
+    assert lacks == (None,) * 3 and ceilings.ops == {}

@@ -1,115 +1,94 @@
-"""Shares right and tokens per forward, with their intervals, from a record."""
+"""Shares right and tokens per forward of a record's settings, with 95% intervals, as rows."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import NamedTuple
 
-import numpy as np
+from .decode import PYTHON
+from .records import Decoded, QualityRecord, Result
+from .settings import AUTOREGRESSIVE, PLAIN, Setting
 
-from dlm_core.tasks import LONG_TASKS
-
-from .grid import AUTOREGRESSIVE, headline_diffusion, linear_spec
-from .records import OracleDiffusion, OracleDraft, QualityRecord, Result
-from .statistics import Estimate, paired_difference, ratio, ratios, wilson
-
-PYTHON = "python"  # the task of Python functions, reported apart
-NEAR = 0.03  # a setting is near AR if it loses at most so much of the share right
-FEWEST = 30  # cycles that a chance needs to be shown
+Z = 1.959963984540054  # two-sided 95% of a normal distribution
 
 
-@dataclass(frozen=True)
-class Score:
-    """A setting over some of its examples.
+class Estimate(NamedTuple):
+    """A value and the ends of its 95% interval."""
 
-    right: share of exact matches.
-    tokens: all that were generated. counted: those that the prefill did not give.
-    tpf: counted tokens per forward but the prefill's, so that AR's is 1; None without a forward.
-    apart: right, less the share of AR on the same examples. same: examples whose tokens are AR's.
-    Both None while AR has not been measured.
+    value: float
+    low: float
+    high: float
+
+
+def wilson(right: int, n: int) -> Estimate:
+    """A share of successes with the score interval of Wilson (1927); n is at least 1.
+
+    Unlike the usual normal interval it stays within [0, 1] and has a width at 0 and at n successes.
     """
-
-    examples: int
-    tokens: int
-    counted: int
-    forwards: int
-    right: Estimate
-    tpf: Estimate | None
-    apart: Estimate | None
-    same: int | None
+    share, z2 = right / n, Z * Z
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    # Rounding must not put the share itself outside.
+    return Estimate(share, min(max(0.0, middle - half), share), max(min(1.0, middle + half), share))
 
 
-def score(record: QualityRecord, result: Result, tasks: Collection[str], n: int) -> Score | None:
-    """Of the examples of `tasks` among the first n; None if there are none."""
-    index = indices(record, tasks, min(n, len(result.right)))
-    if not index:
+def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate | None:
+    """sum(numerators) / sum(denominators) over examples, as of tokens and forwards.
+
+    The interval is that of the linearised ratio (Cochran 1977, chapter 6); where denominators are 1
+    it is the usual one of a mean. None if the denominators sum to 0.
+    """
+    n, total = len(numerators), sum(denominators)
+    if not total:
         return None
-    ar = record.result(AUTOREGRESSIVE)
-    right = _of(result.right, index)
-    apart = same = None
-    if ar is not None:
-        apart = paired_difference(right, _of(ar.right, index))
-        pairs = zip(_of(result.digests, index), _of(ar.digests, index), strict=True)
-        same = sum(ours == theirs for ours, theirs in pairs)
-    tokens = _of(result.tokens, index)
-    forwards = _of(result.forwards, index)
-    counted = [n - result.setting.seeded for n in tokens]
-    return Score(
-        len(index),
-        sum(tokens),
-        sum(counted),
-        sum(forwards),
-        wilson(sum(right), len(index)),
-        ratio(counted, forwards),
-        apart,
-        same,
-    )
+    value = sum(numerators) / total
+    residuals = (a - value * b for a, b in zip(numerators, denominators, strict=True))
+    half = Z * math.sqrt(sum(each**2 for each in residuals) * n / max(n - 1, 1)) / total
+    return Estimate(value, value - half, value + half)
 
 
-def oracle_tpf(
-    record: QualityRecord,
-    oracle: OracleDiffusion,
-    tasks: Collection[str],
-    n: int,
-    *,
-    forced_forwards: bool = False,
-) -> Estimate | None:
-    """Tokens but the prefill's per forward, over the examples of `tasks` among the first n.
+def score(
+    record: QualityRecord, result: Result, tasks: Collection[str], n: int | None = None
+) -> dict[str, float | None] | None:
+    """Of the examples of `tasks` among the first n, by default all; None if there are none.
 
-    forced_forwards: count a forward more for each forced step, which would give its token.
+    examples: how many. right: share of exact matches. right_less_ar: that, less the share of AR
+    with the same weights and cache on the same examples. same_as_ar: examples whose tokens are
+    AR's. tpf: tokens per forward, without the prefill and the token that it gives, so that AR's
+    is 1. tokens, forwards: all of them but the prefill's. What can't be said is None; estimates
+    have their intervals beside them, see `ends`.
     """
-    index = indices(record, tasks, min(n, len(oracle.tokens)))
-    if not index:
+    ours = of_tasks(record, result.examples[:n], tasks)
+    if not ours:
         return None
-    forwards = [oracle.forwards[i] + forced_forwards * oracle.forced[i] for i in index]
-    return ratio([oracle.tokens[i] - 1 for i in index], forwards)
+    weights, float8_cache = result.setting.way
+    ar = record.result(replace(AUTOREGRESSIVE, weights=weights, float8_cache=float8_cache))
+    theirs = of_tasks(record, ar.examples, tasks) if ar else []
+    pairs = list(zip(ours, theirs, strict=False))
+    counted = [each.tokens - result.setting.seeded for each in ours]
+    forwards = [each.forwards for each in ours]
+    return {
+        "examples": len(ours),
+        **ends("right", wilson(sum(each.right for each in ours), len(ours))),
+        **ends("right_less_ar", ratio([a.right - b.right for a, b in pairs], [1] * len(pairs))),
+        "same_as_ar": sum(a.digest == b.digest for a, b in pairs) if ar else None,
+        **ends("tpf", ratio(counted, forwards)),
+        "tokens": sum(each.tokens for each in ours),
+        "forwards": sum(forwards),
+    }
 
 
-def fastest_near_ar(
-    record: QualityRecord, block_length: int, n: int
-) -> tuple[Result, Score] | None:
-    """The diffusion setting at a block length of most tokens per forward within NEAR of AR.
-
-    Where none is so near, the one that loses least. Only settings of more tokens per forward than
-    AR's 1 count. Over the first n examples; None if there is no such setting, or no AR.
-    """
-    found = [
-        (result, score(record, result, exact_tasks(record), n))
-        for result in record.results
-        if result.setting.mode == "diffusion" and result.setting.block_length == block_length
-    ]
-    compared = [
-        (result, each)
-        for result, each in found
-        if each and each.apart and each.tpf and each.tpf.value > 1
-    ]
-    if near := [pair for pair in compared if pair[1].apart.value >= -NEAR]:
-        return max(near, key=lambda pair: pair[1].tpf.value)
-    return max(compared, key=lambda pair: (pair[1].apart.value, pair[1].tpf.value), default=None)
+def ends(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    """`<name>`, `<name>_low` and `<name>_high`, to six places."""
+    value, low, high = (x and round(x, 6) for x in estimate or (None,) * 3)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
-def indices(record: QualityRecord, tasks: Collection[str], n: int) -> list[int]:
-    """Those of the first n examples that are of `tasks`."""
+def of_tasks(
+    record: QualityRecord, examples: Sequence[Decoded], tasks: Collection[str]
+) -> list[Decoded]:
     names = record.sample.tasks
-    return [i for i in range(n) if names[i % len(names)] in tasks]
+    return [each for i, each in enumerate(examples) if names[i % len(names)] in tasks]
 
 
 def exact_tasks(record: QualityRecord) -> list[str]:
@@ -117,96 +96,44 @@ def exact_tasks(record: QualityRecord) -> list[str]:
     return [task for task in record.sample.tasks if task != PYTHON]
 
 
-def long_tasks(record: QualityRecord) -> list[str]:
-    """Of those the ones whose answers are long."""
-    return [task for task in exact_tasks(record) if task in LONG_TASKS]
-
-
-def common_length(record: QualityRecord) -> int:
-    """Examples that every setting and oracle of the record saw; 0 without a setting."""
-    oracles = (*record.oracle_diffusion, *record.oracle_drafts) if record.results else ()
-    lengths = [len(result.right) for result in record.results]
-    return min([*lengths, *(len(oracle.tokens) for oracle in oracles)], default=0)
-
-
-def headline(record: QualityRecord) -> dict[str, Result]:
-    """The headline settings that were measured, by their short names."""
-    block = record.model.block_size
-    settings = {
-        "AR": AUTOREGRESSIVE,
-        "diffusion": headline_diffusion(block),
-        "linear": linear_spec(block, lora=False),
-        "linear, LoRA": linear_spec(block, lora=True),
-    }
-    found = {name: record.result(setting) for name, setting in settings.items()}
-    return {name: result for name, result in found.items() if result is not None}
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """How often a drafted position was right in cycles in which it lies within the answer.
-
-    share: with an interval over examples, for the cycles of one answer depend on each other.
+def scores(
+    record: QualityRecord, groups: Mapping[str, Collection[str]], n: int | None = None
+) -> list[dict[str, object]]:
+    """A row for each setting and group of tasks: the setting in words, its fields, the group, its
+    `score`, and ms, the wall time of decoding an example, many together.
     """
+    timed = record.sample.common * max(1, len(exact_tasks(record)))
+    rows = []
+    for result in record.results:
+        fields = {"setting": result.setting.name, **asdict(result.setting)}
+        for name, tasks in groups.items():
+            if found := score(record, result, tasks, n):
+                ms = round(1e3 * result.seconds / timed, 2)
+                rows.append(fields | {"tasks": name} | found | {"ms": ms})
+    return rows
 
-    cycles: int
-    accepted: int
-    share: Estimate
 
+def frontier(record: QualityRecord) -> list[dict[str, object]]:
+    """Rows of `scores`: every unquantised setting on the examples that all of them decode.
 
-def acceptance(record: QualityRecord, result: Result, tasks: Collection[str]) -> list[Accepted]:
-    """How often each drafted position, from the first behind the seed on, is accepted.
-
-    A cycle counts for the positions that the answer still has; accepted is a position if its draft
-    and all before it are right.
+    on_frontier: no other gives more tokens per forward without losing answers. Last, as of mode
+    "oracle", come the oracles: AR's tokens in fewer forwards.
     """
-    answers = []
-    for i in indices(record, tasks, len(result.right)):
-        left = result.tokens[i] - 1  # the prefill gives the first
-        cycles = []
-        for emitted in result.cycles[i]:
-            # The last token that a cycle emits is the verifier's own.
-            cycles.append([position < emitted - 1 for position in range(left)])
-            left -= emitted
-        answers.append(cycles)
-    return _by_position(answers, result.setting.block_length - 1)
-
-
-def right_by_itself(
-    record: QualityRecord, drafts: OracleDraft, tasks: Collection[str]
-) -> list[Accepted]:
-    """As `acceptance`, but how often each draft is right whatever stands before it."""
-    answers = [
-        [[flag == "1" for flag in cycle] for cycle in drafts.right[i]]
-        for i in indices(record, tasks, len(drafts.tokens))
-    ]
-    return _by_position(answers, drafts.block_length - 1)
-
-
-def _by_position(answers: Sequence[Sequence[Sequence[bool]]], positions: int) -> list[Accepted]:
-    """Of each answer's cycles, flags for the positions that count; as far as there are any."""
-    if not answers:
-        return []
-    seen, right = np.zeros((2, len(answers), positions), dtype=int)
-    for row, cycles in enumerate(answers):
-        for flags in cycles:
-            flags = flags[:positions]
-            seen[row, : len(flags)] += 1
-            right[row, : len(flags)] += flags
-    totals = zip(seen.sum(0).tolist(), right.sum(0).tolist(), ratios(right, seen), strict=True)
-    return [Accepted(*each) for each in totals if each[0]]
-
-
-def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other beats in x without losing in y, x rising."""
-    order = sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1]))
-    best, kept = float("-inf"), []
-    for i in order:
-        if points[i][1] > best:
-            best = points[i][1]
-            kept.append(i)
-    return kept[::-1]
-
-
-def _of(column: Sequence, index: Sequence[int]) -> list:
-    return [column[i] for i in index]
+    results = [each for each in record.results if each.setting.way == PLAIN]
+    if ar := record.result(AUTOREGRESSIVE):
+        for oracle in record.oracles:
+            pairs = zip(ar.examples, oracle.forwards, strict=False)
+            examples = [each._replace(forwards=forwards) for each, forwards in pairs]
+            setting = Setting("oracle", block_length=oracle.block_length)
+            results.append(Result.of(setting, examples, 0.0))
+    n = record.sample.common * len(record.sample.tasks)
+    groups = {"all but Python": exact_tasks(record)}
+    rows = [row for row in scores(replace(record, results=results), groups, n) if row["tpf"]]
+    best = -1.0
+    for row in sorted(rows, key=lambda row: (-row["tpf"], -row["right"])):
+        if row["mode"] == "oracle":
+            row |= {"on_frontier": False, "ms": None}
+        else:
+            row["on_frontier"] = row["right"] > best
+            best = max(best, row["right"])
+    return rows

@@ -1,21 +1,21 @@
 """What the player steps through: runs of the small model, frame by frame.
 
-A frame is what stands after one forward, or after the denoising step that follows it. Diffusion's
-frames come from its StepEvents. Those of linear self-speculation are its cycles run again one
-forward at a time, since decoding itself reports no drafts; the tokens must be the same.
+Diffusion's frames come from its StepEvents, a forward each. Linear self-speculation reports how
+many tokens each cycle emitted, so a frame is a whole cycle: drafts that were right, then the
+verifier's own token; drafts given up are counted, not named.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 import dlm_core
-from dlm_core import KVCache, Model, StepEvent
-from dlm_core.decoding.runner import Runner
+from dlm_core import Generation, StepEvent
 from dlm_core.generate_command import label_of, tokenizer_of
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # With the one right answer of each.
 PROMPTS = {
@@ -23,207 +23,112 @@ PROMPTS = {
     "multiply: 347 * 6": "7*6+0=42, 4*6+4=28, 3*6+2=20: 2082",
     "add: 4416 + 994": "6+4+0=10, 1+9+1=11, 4+9+1=14, 4+0+1=05: 5410",
 }
-THRESHOLDS = (0.9, 0.5)
+MODES = {
+    "diffusion at threshold 0.9": {"mode": "diffusion", "threshold": 0.9},
+    "diffusion at threshold 0.5": {"mode": "diffusion", "threshold": 0.5},
+    "linear self-speculation": {"mode": "linear_spec"},
+}
 MAX_NEW_TOKENS = 64
 
-# What a cell can be.
+# What a cell can be, as style.css names it.
 SEED, MASK, NEW, KEPT = "seed", "mask", "new", "kept"
-DRAFT, RIGHT, WRONG, OWN, DROPPED = "draft", "right", "wrong", "own", "dropped"
+RIGHT, OWN, DROPPED = "right", "own", "dropped"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A position of the block. confidence: the probability its token was chosen with.
-
-    at: the frame's forward that chose it; None where the prefill did, or nothing has yet.
-    was: the draft that a verified token replaced, or that is given up.
-    """
+    """A position of the block. confidence: the probability its token was committed with."""
 
     text: str
     kind: str
     confidence: float | None = None
-    at: int | None = None
-    was: str | None = None
 
 
 @dataclass(frozen=True)
 class Frame:
-    """block: counted from 1. forwards: so far, without the prefill. tokens: of the answer so far.
-
-    before: the answer's text ahead of the block.
-    """
+    """What stands after a forward or a cycle. before: the answer's text before the block."""
 
     what: str
-    block: int
-    forwards: int
-    tokens: int
     before: str
     cells: list[Cell]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One prompt in one mode. block_name: what its blocks are called, "block" or "cycle"."""
+    """One prompt in one mode. forwards: all but the prefill."""
 
     prompt: str
     mode: str
-    block_name: str
     answer: str
     right: bool
+    tokens: int
+    forwards: int
     frames: list[Frame]
 
 
-def runs(folder: Path = dlm_core.SMALL_MODEL) -> list[dict]:
-    """Every prompt in every mode, ready for JSON; a second or two on a CPU.
+def runs() -> list[Run]:
+    """Every prompt in every mode; a second or two on a CPU.
 
-    ValueError, OSError: the small model is not there or cannot be loaded.
+    Raises:
+        OSError, ValueError: the small model is not there or can't be loaded.
     """
-    tokenizer = tokenizer_of(folder)
-    if tokenizer is None:
-        raise ValueError(f"{folder} has no tokenizer.json")
-    model = dlm_core.load_model(folder)
-    found = []
+    folder, found = dlm_core.SMALL_MODEL, []
+    tokenizer, model = tokenizer_of(folder), dlm_core.load_model(folder)
     for prompt, answer in PROMPTS.items():
         ids = tokenizer.encode(prompt).ids
-        made = [_diffusion(model, tokenizer, ids, threshold) for threshold in THRESHOLDS]
-        made.append(_linear(model, tokenizer, ids))
-        for mode, block_name, tokens, frames in made:
-            text = tokenizer.decode(tokens)
-            found.append(Run(prompt, mode, block_name, text, text == answer, frames))
-    return [asdict(run) for run in found]
+        for mode, options in MODES.items():
+            events: list[StepEvent] = []
+            watch = {"on_step": events.append} if options["mode"] == "diffusion" else {}
+            made = dlm_core.generate(model, ids, MAX_NEW_TOKENS, **options, **watch)
+            block = model.config.block_size
+            frames = steps(events, tokenizer) if watch else cycles(made, block, tokenizer)
+            text, n = tokenizer.decode(made.tokens), len(made.tokens)
+            forwards = sum(made.forwards.values()) - made.forwards["prefill"]
+            found.append(Run(prompt, mode, text, text == answer, n, forwards, frames))
+    return found
 
 
-Made = tuple[str, str, list[int], list[Frame]]
+def steps(events: Sequence[StepEvent], tokenizer: "Tokenizer") -> list[Frame]:
+    """Each block before its first denoising step and after each step."""
+    frames, decided, confidences = [], list[int](), dict[int, float]()
 
+    def add(what: str, event: StepEvent, masks: Sequence[int], new: Sequence[int]) -> None:
+        cells = []
+        for i, token in enumerate(event.tokens):
+            kind = MASK if i in masks else NEW if i in new else KEPT if i in confidences else SEED
+            text = "" if kind == MASK else label_of(token, tokenizer)
+            cells.append(Cell(text, kind, confidences.get(i)))
+        frames.append(Frame(f"{what}; masks left: {len(masks)}.", tokenizer.decode(decided), cells))
 
-def _diffusion(model: Model, tokenizer, prompt: list[int], threshold: float) -> Made:
-    """Frames of `diffusion`: each block before its first step and after each step."""
-    events: list[StepEvent] = []
-    made = dlm_core.generate(
-        model, prompt, MAX_NEW_TOKENS, "diffusion", threshold=threshold, on_step=events.append
-    )
-    mask_id, length, total = model.config.mask_token_id, model.config.block_size, len(made.tokens)
-    frames: list[Frame] = []
-    cells: dict[int, Cell] = {}
-    decided: list[int] = []  # tokens of the blocks that are done
-    forwards = 0
-
-    def add(what: str, block: int, counted: int) -> None:
-        before = tokenizer.decode(decided)
-        shown = [cells.get(i, Cell("", MASK)) for i in range(length)]
-        frames.append(Frame(what, block + 1, forwards, min(counted, total), before, shown))
-
-    for event in events:
+    for forward, event in enumerate(events, start=1):
+        forward += event.block  # a causal forward commits each block before the next begins
         if event.step == 0:
-            if event.block:
-                forwards += 1
-                seed_from = "A causal forward commits the block before and gives the next seed"
-            else:
-                seed_from = "The prefill, which is not counted, gives the block's first token"
-            # What this step did not commit has stood there from the start.
-            decided_now = set(event.committed) | set(event.undecided)
-            cells = {
-                i: Cell(label_of(token, tokenizer), SEED)
-                for i, token in enumerate(event.tokens)
-                if i not in decided_now
-            }
-            n_masks = length - len(cells)
-            add(f"{seed_from}; {n_masks} masks are left.", event.block, len(decided) + len(cells))
-        forwards += 1
-        for i, cell in cells.items():
-            if cell.kind == NEW:
-                cells[i] = Cell(cell.text, KEPT, cell.confidence, cell.at)
-        for i, confidence in zip(event.committed, event.confidences, strict=True):
-            text = label_of(event.tokens[i], tokenizer)
-            cells[i] = Cell(text, NEW, round(confidence, 4), forwards)
-        n, left = len(event.committed), len(event.undecided)
-        committed = sum(token != mask_id for token in event.tokens[: total - len(decided)])
-        what = f"Step {event.step + 1} commits {_count(n, 'token')}; {_count(left, 'mask')} left."
-        add(what, event.block, len(decided) + committed)
+            confidences.clear()
+            who = f"Forward {forward - 1}, causal," if event.block else "The prefill"
+            add(f"{who} gives the first token", event, event.committed + event.undecided, [])
+        confidences |= zip(event.committed, event.confidences, strict=True)
+        new = event.committed
+        add(f"Forward {forward}; tokens committed: {len(new)}", event, event.undecided, new)
         if not event.undecided:
             decided += event.tokens
-    _check(frames, made.tokens, decided[:total], made.forwards)
-    return f"diffusion, threshold {threshold:g}", "block", made.tokens, frames
+    return frames
 
 
-@torch.inference_mode()
-def _linear(model: Model, tokenizer, prompt: list[int]) -> Made:
-    """Frames of `linear_spec`: each cycle ahead of it, after its draft and after its verdict."""
-    made = dlm_core.generate(model, prompt, MAX_NEW_TOKENS, "linear_spec")
-    runner, length, total = Runner.of(model), model.config.block_size, len(made.tokens)
-    capacity = len(prompt) + MAX_NEW_TOKENS + 2 * length
-    cache = KVCache(model.config, 1, capacity, device=model.device, dtype=model.dtype)
-    hidden = runner.hidden(torch.tensor([prompt]), cache, causal=True)
-    cache.advance(len(prompt))
-    seed = int(runner.statistics(hidden[:, -1:]).token)
-    answer, frames, forwards, cycle = [seed], [], 0, 0
-
-    def label(token: int) -> str:
-        return label_of(token, tokenizer)
-
-    def add(what: str, cells: list[Cell], known: int, counted: int) -> None:
-        before = tokenizer.decode(answer[:known])
-        frames.append(Frame(what, cycle, forwards, min(counted, total), before, cells))
-
-    while len(answer) < total:
-        cycle += 1
-        known = len(answer) - 1  # the seed is the block's first
-        first = Cell(label(seed), SEED)
-        masks = [Cell("", MASK)] * (length - 1)
-        who = "The verifier's last token" if cycle > 1 else "The prefill's token"
-        add(f"{who} is the seed of {length - 1} drafts.", [first, *masks], known, len(answer))
-
-        block = torch.full((1, length), model.config.mask_token_id)
-        block[:, 0] = seed
-        drafts, sure = _choices(
-            runner, runner.hidden(block, cache, causal=False, lora=model.has_draft_lora)[:, 1:]
+def cycles(made: Generation, block: int, tokenizer: "Tokenizer") -> list[Frame]:
+    """The first block before its draft, and each after its verdict."""
+    tokens, drafts = made.tokens, block - 1
+    seed = Cell(label_of(tokens[0], tokenizer), SEED)
+    what = f"The prefill gives the first token, the seed of {drafts} drafts."
+    frames = [Frame(what, "", [seed, *[Cell("", MASK)] * drafts])]
+    for cycle, (start, end) in enumerate(pairwise(accumulate(made.accepted, initial=1)), start=1):
+        right = end - start - 1
+        kinds = [SEED, *[RIGHT] * right, OWN]
+        shown = zip(tokens[start - 1 : end], kinds, strict=False)  # the answer may end before it
+        cells = [Cell(label_of(token, tokenizer), kind) for token, kind in shown][:block]
+        cells += [Cell("", DROPPED)] * (block - len(cells))
+        what = (
+            f"Forward {2 * cycle - 1} drafts {drafts} tokens at once; forward {2 * cycle} finds"
+            f" {right} of them right and gives a token of its own."
         )
-        forwards += 1
-        drafted = [
-            Cell(label(token), DRAFT, confidence, forwards)
-            for token, confidence in zip(drafts, sure, strict=True)
-        ]
-        what = f"The draft, a forward in both directions, proposes {length - 1} tokens at once."
-        add(what, [first, *drafted], known, len(answer))
-
-        block[0, 1:] = torch.tensor(drafts)
-        choices, sure = _choices(runner, runner.hidden(block, cache, causal=True))
-        forwards += 1
-        n_right = next((i for i, token in enumerate(drafts) if token != choices[i]), len(drafts))
-        # The token behind the last draft, if all were right, stands in the next block.
-        cells = [first]
-        for i, draft in enumerate(drafts):
-            text = label(choices[i])
-            if i < n_right:
-                cells.append(Cell(text, RIGHT, sure[i], forwards))
-            elif i == n_right:
-                cells.append(Cell(text, OWN, sure[i], forwards, was=label(draft)))
-            else:
-                cells.append(Cell("", DROPPED, was=label(draft)))
-        answer += choices[: n_right + 1]
-        what = f"The causal forward keeps {n_right} of {length - 1} drafts"
-        what += " and adds its own token." if n_right < length - 1 else " and gives the next seed."
-        add(what, cells, known, len(answer))
-        cache.advance(n_right + 1)
-        seed = answer[-1]
-    _check(frames, made.tokens, answer[:total], made.forwards)
-    return "linear self-speculation", "cycle", made.tokens, frames
-
-
-def _choices(runner: Runner, hidden: Tensor) -> tuple[list[int], list[float]]:
-    """The likeliest token of each hidden state [1, M, hidden_size], and its probability."""
-    found = runner.statistics(hidden)
-    return found.token.tolist(), [round(p, 4) for p in found.probability.tolist()]
-
-
-def _check(
-    frames: Sequence[Frame], tokens: list[int], shown: list[int], forwards: dict[str, int]
-) -> None:
-    """The frames must end where decoding did."""
-    counted = sum(n for kind, n in forwards.items() if kind != "prefill")
-    if shown != tokens or frames[-1].forwards != counted:
-        raise AssertionError(f"frames give {shown} in {frames[-1].forwards}, not {tokens}")
-
-
-def _count(n: int, name: str) -> str:
-    return f"{n} {name}" if n == 1 else f"{n} {name}s"
+        frames.append(Frame(what, tokenizer.decode(tokens[: start - 1]), cells))
+    return frames

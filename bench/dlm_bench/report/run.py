@@ -1,86 +1,76 @@
-"""`dlm report`: one HTML file from records, which needs no network and no server to be read."""
+"""`dlm report`: one HTML file of records, which needs no network and no server to be read.
+
+Without --records and --quality it shows the newest whole ones, of those that are committed and of
+this machine's own in out/.
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
 from dlm_core.whole_file import write_whole
-from dlm_roofline.json_file import read
-from dlm_roofline.records import RESULTS, load, newest_of_each_device, record_files
+from dlm_roofline.records import OUT, BenchRecord, default_records, read
 
-from ..quality.records import SCHEMA, QualityRecord
+from ..quality.records import COMMITTED, QualityRecord
 from . import player
 
-QUALITY = RESULTS / "quality" / "quality.json"
-OUT = Path("out/report.html")
-FOLDER = "bench/results"  # what people call RESULTS
+PAGE = OUT / "report.html"
+DEVICES = {"cpu": "a host's processor", "cuda": "a GPU"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the report; returns 0, or 1 if a record cannot be read or the file not be written."""
+    """Write the report; returns 0, or 1 if a record can't be read or the file not be written."""
     parser = argparse.ArgumentParser(prog="dlm report", description=__doc__)
-    parser.add_argument(
-        "--records",
-        nargs="+",
-        type=Path,
-        metavar="FILE",
-        help=f"records to show; default: the newest whole one of each device in {FOLDER}",
-    )
-    parser.add_argument(
-        "--quality", type=Path, metavar="FILE", help=f"default: {FOLDER}/quality/quality.json"
-    )
-    parser.add_argument("--out", type=Path, default=OUT, help=f"default: {OUT}")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--records", nargs="+", type=Path, metavar="FILE", help="of `dlm bench`")
+    parser.add_argument("--quality", type=Path, metavar="FILE", help="of `dlm quality`")
+    parser.add_argument("--out", type=Path, default=PAGE, help="default: %(default)s")
+    asked = parser.parse_args(argv)
     try:
-        written, missing = write_report(arguments.records, arguments.quality, arguments.out)
+        missing = write_report(asked.records, asked.quality, asked.out)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         print(f"dlm report: {error}", file=sys.stderr)
         return 1
     for each in missing:
         print(f"missing: {each}")
-    print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)")
+    print(f"wrote {asked.out} ({asked.out.stat().st_size / 1e6:.1f} MB)")
     return 0
 
 
-def write_report(
-    paths: list[Path] | None, quality_path: Path | None, out: Path
-) -> tuple[Path, list[str]]:
-    """Write the page to `out`; returns its path, and what is not on it in sentences.
+def write_report(paths: list[Path] | None, quality: Path | None, out: Path) -> list[str]:
+    """Write the page of the records at `paths` to `out`; returns what is not on it, in sentences.
 
-    paths, quality_path: None for what bench/results holds.
-
-    A ValueError names the file and the field of a record that cannot be read, an OSError the file
-    that cannot be written; a ModuleNotFoundError says that matplotlib is not installed.
+    Raises:
+        OSError, ValueError: names the file that can't be written, or read and then the field.
+        ModuleNotFoundError: matplotlib, pandas, msgspec or jinja2 is not installed.
     """
-    missing: list[str] = []
-    if paths is None:
-        records = newest_of_each_device([(path, load(path)) for path in record_files(RESULTS)])
-        kinds = {record.device.kind for _, record in records}
-        for kind, device in (("cpu", "the host's processor"), ("cuda", "a GPU")):
-            if kind not in kinds:
-                missing.append(
-                    f"No whole record of {device} in {FOLDER}; `make bench` on it makes one."
-                )
-    else:
-        records = [(path, load(path)) for path in paths]
-    quality = None
-    if quality_path is not None or QUALITY.exists():
-        path = quality_path or QUALITY
-        quality = (path, read(QualityRecord, path, SCHEMA))
-    else:
-        missing.append(f"No quality record in {FOLDER}; `make quality` makes one.")
-    runs: list[dict] = []
+    records = [read(BenchRecord, path) for path in paths] if paths else default_records()
+    answers = read(QualityRecord, quality) if quality else newest_quality()
+    kinds, runs = {record.device.kind for record in records}, list[player.Run]()
+    missing = [
+        f"No record of {name}: `dlm bench` on one makes it."
+        for kind, name in DEVICES.items()
+        if kind not in kinds
+    ]
+    if answers is None:
+        missing.append("No record of answers beside speed: `dlm quality` makes one.")
     try:
         runs = player.runs()
     except (OSError, ValueError) as error:
-        missing.append(f"No block being denoised: {error}.")
+        missing.append(f"No blocks being filled: {error}.")
 
-    # Here and not above: records are read and refused without matplotlib.
-    from .page import page
+    from .page import page  # here and not above: records are refused without matplotlib
 
-    write_whole(out, page(records, quality, runs, missing))
-    return out, missing
+    write_whole(out, page(records, answers, runs, missing))
+    return missing
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def newest_quality(out: Path = OUT) -> QualityRecord | None:
+    """The newest whole standard one; what can't be read the standard error names."""
+    found = []
+    for path in (COMMITTED, out / "quality" / "quality.json"):
+        try:
+            found += [read(QualityRecord, path)] if path.exists() else []
+        except ValueError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    whole = [each for each in found if each.complete and each.scope == "standard"]
+    return max(whole, key=lambda each: each.date, default=None)

@@ -1,21 +1,22 @@
 """What every picture is: a figure, the words that go with it, and a table of what it shows."""
 
-import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-from ..records import Record
-from ..text import with_prefix
-from .style import caches_of
+from ..tables import write_csv
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Text stays text, and the same record gives the same bytes.
 _SVG = {"svg.fonttype": "none", "svg.hashsalt": "dlm"}
-_DPI = 130
+_DPI = 180
 
 
 @dataclass(frozen=True)
@@ -25,62 +26,50 @@ class Chart:
     name: part of its files' names.
     title: its headline.
     about: the question it answers and how to read it, in two sentences at most.
-    header, rows: its CSV. The mark that shows row i has the id `mark_id(name, i)`, in the SVG too.
+    frame: its CSV. The mark that shows row i has the gid `mark_id(name, i)`, in the SVG too.
     """
 
     name: str
     title: str
     about: str
     figure: Figure
-    header: list[str]
-    rows: list[list[str]]
+    frame: "pd.DataFrame"
 
 
 def mark_id(name: str, row: int) -> str:
-    """Id of the mark that shows a row of a chart's CSV; artists take it as their gid."""
+    """Id of the mark that shows a row of a chart's frame."""
     return f"{name}-{row}"
 
 
 @dataclass
-class Rows:
-    """A chart's rows, gathered while their marks are drawn."""
+class Marks:
+    """A chart's rows, gathered while their marks are drawn, so that no row lacks its mark."""
 
     name: str
-    cells: list[list[str]] = field(default_factory=list)
+    rows: list[dict[str, object]] = field(default_factory=list)
 
-    def add(self, mark: Artist, cells: list[str]) -> None:
-        """One more row, and the mark that shows it."""
-        mark.set_gid(mark_id(self.name, len(self.cells)))
-        self.cells.append(cells)
+    def add(self, row: Mapping[str, object], *marks: Artist) -> None:
+        """One more row and what shows it; ids of its marks after the first end in ".2", ".3"."""
+        name = mark_id(self.name, len(self.rows))
+        for i, mark in enumerate(marks, start=1):
+            mark.set_gid(name if i == 1 else f"{name}.{i}")
+        self.rows.append(dict(row))
+
+    def chart(self, title: str, about: str, figure: Figure) -> Chart:
+        """The finished chart; its parts stay where they are from now on."""
+        import pandas as pd
+
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine("none")
+        return Chart(self.name, title, about, figure, pd.DataFrame(self.rows))
 
 
-def save(chart: Chart, record: Record, stem: Path) -> list[Path]:
-    """Write `<stem>-<name>` as PNG, SVG and CSV; returns the three paths."""
+def save(chart: Chart, stem: Path, facts: Iterable[tuple[str, object]]) -> list[Path]:
+    """Write `<stem>-<name>` as PNG, SVG and CSV, the facts above the CSV; returns the paths."""
     png, svg, table = (
         stem.with_name(f"{stem.name}-{chart.name}.{kind}") for kind in ("png", "svg", "csv")
     )
     chart.figure.savefig(png, dpi=_DPI)
     with matplotlib.rc_context(_SVG):
         chart.figure.savefig(svg, metadata={"Date": None})
-    with table.open("w", encoding="utf-8", newline="") as file:
-        file.writelines(f"# {name}: {value}\n" for name, value in _facts(chart, record))
-        csv.writer(file, lineterminator="\n").writerows([chart.header, *chart.rows])
-    return [png, svg, table]
-
-
-def _facts(chart: Chart, record: Record) -> Iterator[tuple[str, object]]:
-    """Where the figures come from, by name."""
-    yield "picture", chart.title
-    yield "device", record.device.name
-    yield from record.device.details.items()
-    yield from record.versions.items()
-    yield "backend", record.backend
-    yield "commit", record.commit + (" with local changes" if record.dirty else "")
-    yield "date", record.date
-    yield "run", "complete" if record.complete else "incomplete"
-    yield "caches", caches_of(record)
-    for name in ("read", "copy", "write"):
-        yield f"{name} bandwidth", with_prefix(getattr(record.ceilings, name).best, "B/s")
-    for dtype, ceiling in record.ceilings.matmul.items():
-        unit = "op/s" if dtype == "int8" else "FLOP/s"
-        yield f"{dtype} peak", with_prefix(ceiling.best, unit)
+    return [png, svg, write_csv(chart.frame, table, facts)]

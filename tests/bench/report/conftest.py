@@ -1,174 +1,95 @@
-"""A report of made-up records, beside some settings of the quality record in bench/results."""
+"""A report of made-up records of round figures, which is written once for all tests."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from dlm_bench.quality.grid import AUTOREGRESSIVE
-from dlm_bench.quality.records import SCHEMA as QUALITY_SCHEMA
-from dlm_bench.quality.records import QualityRecord
 from dlm_core import PRESETS
-from dlm_roofline.ceilings import Ceiling, Ceilings, Latency
-from dlm_roofline.forward import DECODE, DENOISE, DRAFT, STEP_NAMES, VERIFY, Forward
-from dlm_roofline.json_file import read
-from dlm_roofline.records import (
-    RESULTS,
-    SCHEMA,
-    Device,
-    Record,
-    Row,
-    Skipped,
-    Timing,
-    load,
-    newest_of_each_device,
-    record_files,
-    save,
-)
-from dlm_roofline.step_cost import step_cost, total
+from dlm_core.tasks import TASKS
+from dlm_roofline.ceilings import Ceiling, Ceilings
+from dlm_roofline.forward import DECODE, DENOISE, STEP_NAMES, Forward
+from dlm_roofline.records import BenchRecord, Device, Row, Skipped, Timing
+from dlm_roofline.step_cost import ATTENTION, EMBEDDING, PROJECTIONS, step_cost, total
 
-MODEL = "8B </script><b>, random weights"
-BLOCKS = {DECODE: 1, DENOISE: 32, DRAFT: 32, VERIFY: 32}
-HOSTILE = 'Processor <script>alert(1)</script> & "co" $title'
+HOSTILE = 'EPYC <script>alert(1)</script> & "co" {{ 7 * 7 }}'
+MISSING = ["No record of <b>a GPU</b>: `dlm bench` makes one."]
+READ, PEAK = 4e12, 8e14  # of every device
+
+# Milliseconds of denoising steps by batch and context, of their stages, and of an AR step.
+STEPS = {(1, 1024): 20.0, (4, 1024): 40.0, (1, 4096): 50.0}
+STAGES = {EMBEDDING: 1.0, PROJECTIONS: 5.0, ATTENTION: 12.0}
+DECODING = 16.0
+
+MADE = {"scope": "standard", "date": "2026-01-02T03:04:05Z", "commit": "0123456789abcdef",
+        "dirty": False, "backend": "torch", "versions": {"torch": "2.11.0"}}  # fmt: skip
 
 
-def record_of(
-    device: Device, batches: Sequence[int], kinds: Sequence[str], date: str = "2026-01-02"
-) -> Record:
-    """Every forward and its stages, each 1.5 times as slow as its floor."""
-    cuda = device.kind == "cuda"
+def bench_record(device: Device, steps: Mapping[tuple[int, int], float], **more) -> BenchRecord:
+    """Denoising steps of the 8B model, their stages where the context is 1,024, and an AR step."""
+    config, high, rows = PRESETS["8b"], Ceiling(READ, READ, 15), []
 
-    def ceiling(rate: float) -> Ceiling:
-        return Ceiling(rate, 0.98 * rate, 15)
+    def add(forward: Forward, ms: Mapping[str, float]) -> None:
+        costs = step_cost(config, forward)
+        costs[STEP_NAMES[forward.kind]] = total(costs)
+        for name, took in ms.items():
+            timing = Timing(*[took / 1e3] * 3, runs=9, cold=True, graph=False)
+            rows.append(Row.of_model(name, "8B </script>", forward, costs[name], timing))
 
-    ceilings = Ceilings(
-        ceiling(4e12),
-        ceiling(3.8e12),
-        ceiling(3.5e12),
-        {"bfloat16": ceiling(8e14), "float32": ceiling(5e13)},
-        exps=ceiling(3.7e12) if cuda else None,
-        launch=Latency(3e-6, 3.5e-6, 15) if cuda else None,
-        graph_node=Latency(1e-6, 1.1e-6, 15) if cuda else None,
-    )
-    roof, rows = ceilings.roof("bfloat16"), []
-    for kind in kinds:
-        for batch in batches:
-            forward = Forward(kind, batch, BLOCKS[kind], 1024, "bfloat16")
-            costs = step_cost(PRESETS["8b"], forward)
-            seconds = {name: 1.5 * roof.seconds(cost) for name, cost in costs.items()}
-            costs[STEP_NAMES[kind]] = total(costs)
-            seconds[STEP_NAMES[kind]] = sum(seconds.values())
-            for name, cost in costs.items():
-                t = seconds[name]
-                timing = Timing(t, 0.98 * t, 1.05 * t, runs=40, cold=True, graph=cuda)
-                rows.append(Row.of_stage(name, MODEL, forward, cost, timing))
-    return Record(
-        schema=SCHEMA,
-        complete=True,
-        scope="standard",
-        date=f"{date}T03:04:05Z",
-        commit="0123456789abcdef",
-        dirty=False,
-        command="dlm bench",
-        backend="triton" if cuda else "torch",
-        versions={"python": "3.12.1", "torch": "2.11.0"},
-        device=device,
-        ceilings=ceilings,
-        models={MODEL: PRESETS["8b"]},
-        rows=rows,
-        skipped=[Skipped("block_attention, batch 64", "out of time")],
-    )
+    for (batch, context), ms in steps.items():
+        stages = STAGES if context == 1024 else {}
+        add(Forward(DENOISE, batch, 32, context, "bfloat16"), stages | {"denoising step": ms})
+    add(Forward(DECODE, 1, 1, 1024, "bfloat16"), {"AR decoding step": DECODING})
+    ceilings = Ceilings(high, high, high, {"bfloat16": Ceiling(PEAK, PEAK, 15)})
+    held = {"ceilings": ceilings, "models": {"8B </script>": config}, "rows": rows}
+    skipped = [Skipped("block_attention, batch 64", "out of time")]
+    return BenchRecord(**MADE, **held, **more, device=device, command="dlm bench", skipped=skipped)
 
 
-@dataclass(frozen=True)
-class Report:
+def quality_record(**more):
+    """Four examples of each task, answers of 9 tokens. AR gets all right in 8 forwards, threshold
+    0.9 in 4, 0.5 half of them in 1.
+    """
+    from dlm_bench.quality.records import Checkpoint, Decoded, QualityRecord, Result, Sample
+    from dlm_bench.quality.settings import AUTOREGRESSIVE, Setting
+
+    def result(setting: Setting, share: float, forwards: int):
+        n = 4 * len(TASKS)
+        done = [Decoded(i < share * n, 9, forwards, "AAAA") for i in range(n)]
+        return Result.of(setting, done, 1.0)
+
+    results = [
+        result(AUTOREGRESSIVE, 1.0, 8),
+        result(Setting("diffusion", threshold=0.9, block_length=32), 1.0, 4),
+        result(Setting("diffusion", threshold=0.5, block_length=32), 0.5, 1),
+    ]
+    made = MADE | {"complete": True, "device": Device("cpu", "EPYC", {})} | more
+    model = Checkpoint("small_model", "01234567", "float32", 32, False)
+    sample = Sample(seed=1, per_task=4, common=4, max_new_tokens=64, tasks=list(TASKS))
+    held = {"model": model, "sample": sample, "code": "0", "results": results}
+    return QualityRecord(**made, **held, command="dlm quality")
+
+
+class Report(NamedTuple):
     """The page as a file, and what it was made from."""
 
     file: Path
-    records: list[Record]
-    quality: QualityRecord
-
-    @property
-    def html(self) -> str:
-        return self.file.read_text(encoding="utf-8")
+    records: list[BenchRecord]
+    quality: object
+    runs: list
 
 
 @pytest.fixture(scope="session")
-def host() -> Record:
-    return record_of(Device("cpu", HOSTILE, {"threads": "2"}), (1, 4), [DENOISE])
-
-
-@pytest.fixture(scope="session")
-def gpu() -> Record:
-    details = {"memory": "141 GiB", "driver": "580.1"}
-    return record_of(Device("cuda", "NVIDIA H200", details), (1, 64), [DENOISE, DECODE])
-
-
-@pytest.fixture(scope="session")
-def quality() -> QualityRecord:
-    """A few settings and examples of the record in bench/results: all take many seconds to draw."""
-    run = pytest.importorskip("dlm_bench.report.run")
-    whole = read(QualityRecord, run.QUALITY, QUALITY_SCHEMA)
-    kept = [
-        each
-        for each in whole.results
-        if each.setting == AUTOREGRESSIVE
-        or (each.setting.block_length == 32 and each.setting.threshold in (0.5, 0.9))
-        or (each.setting.block_length == 32 and each.setting.mode == "linear_spec")
-    ]
-    n = 12 * len(whole.sample.tasks)
-    results = [
-        replace(
-            each,
-            right=each.right[:n],
-            tokens=each.tokens[:n],
-            forwards=each.forwards[:n],
-            digests=each.digests[:n],
-            cycles=each.cycles[:n],
-        )
-        for each in kept
-    ]
-    return replace(whole, results=results, oracle_drafts=[], perplexities=[])
-
-
-@pytest.fixture(scope="session")
-def report(
-    host: Record, gpu: Record, quality: QualityRecord, tmp_path_factory: pytest.TempPathFactory
-) -> Report:
-    pytest.importorskip("matplotlib")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    for name in ("jinja2", "matplotlib", "pandas"):
+        pytest.importorskip(name)
     from dlm_bench.report import player
     from dlm_bench.report.page import page
 
-    folder = tmp_path_factory.mktemp("report")
-    records = [(save(record, folder), record) for record in (host, gpu)]
-    html = page(
-        records,
-        (Path("quality.json"), quality),
-        player.runs(),
-        ["No whole record of <b>a GPU</b>; `make bench` makes one."],
-    )
-    file = folder / "report.html"
-    file.write_text(html, encoding="utf-8")
-    return Report(file, [host, gpu], quality)
-
-
-@pytest.fixture(scope="session")
-def committed() -> list[tuple[Path, Record]]:
-    """What of bench/results the page shows by default."""
-    found = newest_of_each_device([(path, load(path)) for path in record_files(RESULTS)])
-    if not found:
-        pytest.skip(f"{RESULTS} holds no whole record of a device")
-    return found
-
-
-@pytest.fixture(scope="session")
-def committed_page(
-    committed: list[tuple[Path, Record]], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The page as `make report` writes it."""
-    pytest.importorskip("matplotlib")
-    from dlm_bench.report.run import write_report
-
-    out = tmp_path_factory.mktemp("committed") / "report.html"
-    return write_report(None, None, out)[0]
+    host = bench_record(Device("cpu", HOSTILE, {"threads": "2"}), STEPS)
+    gpu = bench_record(Device("cuda", "NVIDIA H200", {}), {(1, 1024): 30.0}, complete=True)
+    quality, runs = quality_record(), player.runs()
+    file = tmp_path_factory.mktemp("report") / "report.html"
+    file.write_text(page([host, gpu], quality, runs, MISSING), encoding="utf-8")
+    return Report(file, [host, gpu], quality, runs)

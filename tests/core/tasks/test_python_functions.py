@@ -1,8 +1,7 @@
 """python: right code passes, and whatever else a model may write fails alone."""
 
 import os
-import time
-from collections.abc import Callable
+import select
 from pathlib import Path
 from random import Random
 
@@ -42,10 +41,8 @@ def test_inputs_tell_steps_and_endings_apart() -> None:
     assert len(set(done.values())) == len(done)
 
 
-def test_answers_pass_and_share_one_child(
-    drawn: Callable[[str], list[Example]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    examples = drawn("python")[:200]
+def test_answers_pass_and_share_one_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = [python_functions.python(Random(seed)) for seed in range(120)]
     children = []
     run = python_functions._run
     monkeypatch.setattr(python_functions, "_run", lambda codes: children.append(1) or run(codes))
@@ -53,9 +50,10 @@ def test_answers_pass_and_share_one_child(
     assert len(children) == 1
     # With the next example's code, which now and then does the same.
     swapped = [example.answer for example in examples[1:] + examples[:1]]
-    assert sum(are_right(examples, swapped)) < 10
+    assert sum(are_right(examples, swapped)) < 6
 
 
+SAME = "def f(items):\n    print('hello')\n    return sum(i for i in items if not i % 2)"
 WRONG = {
     "another result": "def f(xs):\n    return len(xs)",
     "empty": "",
@@ -89,15 +87,10 @@ WRONG = {
 def test_what_is_wrong_fails_alone() -> None:
     codes = []
     for wrong in WRONG.values():
-        codes += [wrong, SUM_OF_EVEN.answer]
+        codes += [wrong, SAME]
     passed = run_right([SUM_OF_EVEN] * len(codes), codes)
     assert dict(zip(WRONG, passed[::2], strict=True)) == dict.fromkeys(WRONG, False)
-    assert passed[1::2] == [True] * len(WRONG)
-
-
-def test_other_code_that_does_the_same_passes() -> None:
-    code = "def f(items):\n    print('hello')\n    return sum(i for i in items if not i % 2)"
-    assert is_right(SUM_OF_EVEN, code)
+    assert passed[1::2] == [True] * len(WRONG), "other code that does the same passes"
 
 
 def test_no_file_is_written_nor_environment_seen(
@@ -121,22 +114,13 @@ def test_a_sleep_ends_and_leaves_no_process(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     code = (
-        "import os, time\n"
-        "def f(xs):\n"
-        f"    os.write(os.open({str(pipe)!r}, os.O_WRONLY), b'x')\n"
-        "    os.fork()\n"
-        "    time.sleep(1000)"
+        f"import os, time\ndef f(xs):\n    os.write(os.open({str(pipe)!r}, os.O_WRONLY), b'x')\n"
+        "    os.fork()\n    time.sleep(1000)"
     )
     assert run_right([SUM_OF_EVEN], [code]) == [False]
     assert os.read(reader, 1) == b"x"
-    deadline = time.monotonic() + 5
-    while True:
-        try:
-            assert os.read(reader, 1) == b""  # the end, since nobody holds the other side
-            break
-        except BlockingIOError:
-            assert time.monotonic() < deadline, "a process of the code still runs"
-            time.sleep(0.01)
+    ends, _, _ = select.select([reader], [], [], 5)
+    assert ends and os.read(reader, 1) == b"", "a process of the code still holds the other side"
     os.close(reader)
 
 

@@ -7,14 +7,13 @@ import pytest
 from dlm_core import tasks
 from dlm_core.tasks import TASKS, Example, examples, heldout, split_of
 
-DRAWN = 20_000
+DRAWN = 6_000
 
 
 def test_splits_share_no_prompt() -> None:
     train = {e.prompt for e in islice(examples("train", 0), DRAWN)}
     held = {e.prompt for e in islice(examples("heldout", 0), DRAWN // 5)}
-    assert not train & held
-    assert not train & {e.prompt for e in heldout(50, 7)}
+    assert not train & (held | {e.prompt for e in heldout(50, 7)})
     assert {split_of(prompt) for prompt in train} == {"train"}
     assert {split_of(prompt) for prompt in held} == {"heldout"}
 
@@ -28,34 +27,23 @@ def test_one_text_in_twenty_is_held_out() -> None:
 
 def test_seed_decides_what_is_drawn() -> None:
     first, again, other = (list(islice(examples("train", s), 200)) for s in (0, 0, 1))
-    assert first == again
-    assert first != other
+    assert first == again != other
     assert heldout(3, 0) == heldout(3, 0) != heldout(3, 1)
 
 
-def test_every_task_is_as_likely() -> None:
-    counts = dict.fromkeys(TASKS, 0)
+def test_every_task_is_as_likely_and_one_prompt_has_one_answer() -> None:
+    counts, answers = dict.fromkeys(TASKS, 0), {}
     for example in islice(examples("train", 0), DRAWN):
         counts[example.task] += 1
+        assert answers.setdefault(example.prompt, example) == example
     mean = DRAWN / len(TASKS)
     assert all(abs(count - mean) < 5 * mean**0.5 for count in counts.values()), counts
-
-
-def test_only_the_tasks_asked_for() -> None:
-    chosen = {name: TASKS[name] for name in ("sort", "close")}
-    assert {e.task for e in islice(examples("train", 0, chosen), 100)} == set(chosen)
 
 
 def test_heldout_is_so_many_distinct_prompts_of_each_task() -> None:
     drawn = heldout(30, 0)
     assert [e.task for e in drawn] == [name for name in TASKS for _ in range(30)]
     assert len({e.prompt for e in drawn}) == len(drawn)
-
-
-def test_one_prompt_has_one_answer() -> None:
-    answers: dict[str, Example] = {}
-    for example in islice(examples("train", 2), DRAWN):
-        assert answers.setdefault(example.prompt, example) == example
 
 
 def test_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from dlm_core.training.tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, USER_ID
 
 
 @pytest.fixture
-def mixture(tokenizer: Tokenizer) -> Mixture:
+def mixture(tokenizer: Tokenizer, small_library: None) -> Mixture:
     return Mixture(tokenizer, 0, text_share=0.3, row_length=224, tokens_per_batch=4000)
 
 

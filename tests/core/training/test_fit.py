@@ -11,16 +11,9 @@ from dlm_core.training.loss import Loss
 from dlm_core.training.rows import Document, Rows, pack
 
 SCHEDULE = Schedule(
-    steps=40,
-    learning_rate=0.1,
-    matrix_learning_rate=0.1,
-    warmup=4,
-    decay_share=0.5,
-    weight_decay=0.0,
-    max_gradient_norm=1.0,
-    ema_decay=0.5,
-    save_every=100,
-)
+    steps=40, learning_rate=0.1, matrix_learning_rate=0.1, warmup=4, decay_share=0.5,
+    weight_decay=0.0, max_gradient_norm=1.0, ema_decay=0.5, save_every=100,
+)  # fmt: skip
 
 
 class Point(nn.Module):

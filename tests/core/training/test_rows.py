@@ -50,20 +50,31 @@ def test_a_text_cut_off_is_not_followed_by_ends() -> None:
     assert EOS not in rows.targets[0] and rows.positions.max() == len(cut.tokens) - 1
 
 
-def test_every_number_of_masks_is_as_likely_and_weights_even_them_out() -> None:
-    noise = Masking(MASK, EOS, block_lengths=(4,), keep_first=0)
+@pytest.mark.parametrize(
+    ("options", "shares"),
+    [
+        ({"keep_first": 0.0}, [0.25, 0.25, 0.25, 0.25]),
+        # Half of the blocks, and a quarter of the other half.
+        ({"keep_first": 0.0, "all_masked": 0.5}, [0.125, 0.125, 0.125, 0.625]),
+        # A clean first token leaves three to mask, from one to all of them.
+        ({"keep_first": 0.75}, [0.3125, 0.3125, 0.3125, 0.0625]),
+    ],
+)
+def test_so_many_masks_are_so_likely_and_weights_even_them_out(
+    options: dict, shares: list[float]
+) -> None:
+    noise = Masking(MASK, EOS, block_lengths=(4,), **options)
     document = Document([2, 10, 11, 12, EOS], start=1)
-    counts, weight = Counter(), 0.0
-    for seed in range(4000):
+    counts, totals, n = Counter(), set(), 1600
+    for seed in range(n):
         rows = packed(document, noise=noise, seed=seed)
         at = (rows.block[0] == 0) & (rows.targets[0] != IGNORED)
         counts[int(at.sum())] += 1
-        weight += float(rows.weights[0, at].sum())
-        assert float(rows.weights[0, at][0]) == pytest.approx(4 / int(at.sum()))
-    assert set(counts) == {1, 2, 3, 4}
-    # 1000 expected of each, standard deviation 27.
-    assert all(abs(count - 1000) < 5 * 27 for count in counts.values())
-    assert weight == pytest.approx(4000 * 4)
+        totals.add(round(float(rows.weights[0, at].sum()), 4))
+    for masks, share in enumerate(shares, 1):
+        deviation = (share * (1 - share) / n) ** 0.5
+        assert abs(counts[masks] / n - share) < 5 * deviation, counts
+    assert totals == ({3, 4} if options["keep_first"] else {4})
 
 
 def test_drafts_see_a_clean_first_token_and_masks_alone() -> None:
@@ -72,35 +83,6 @@ def test_drafts_see_a_clean_first_token_and_masks_alone() -> None:
     for block in rows.block[0, rows.block[0] >= 0].unique():
         tokens = rows.tokens[0, rows.block[0] == block].tolist()
         assert tokens[0] != MASK and tokens[1:] == [MASK] * 3
-
-
-def test_all_masked_is_a_chance_beside_the_draws_of_m() -> None:
-    noise = Masking(MASK, EOS, block_lengths=(4,), keep_first=0.0, all_masked=0.5)
-    document = Document([2, 10, 11, 12, EOS], start=1)
-    counts: Counter[int] = Counter()
-    for seed in range(2000):
-        rows = packed(document, noise=noise, seed=seed)
-        counts[int((rows.tokens[0, rows.block[0] == 0] == MASK).sum())] += 1
-    n_blocks = counts.total()
-    # Half of the blocks, and a quarter of the other half; the standard deviation is 0.011.
-    assert abs(counts[4] / n_blocks - 0.625) < 5 * 0.011
-    assert all(abs(counts[m] / n_blocks - 0.125) < 5 * 0.008 for m in (1, 2, 3))
-
-
-def test_keep_first_is_a_chance() -> None:
-    noise = Masking(MASK, EOS, block_lengths=(4,), keep_first=0.75)
-    firsts = []
-    for seed in range(2000):
-        rows = packed(Document([2, 10, 11, 12, EOS], start=1), noise=noise, seed=seed)
-        at = rows.block[0] == 0
-        # All other three masked: only then does a clean first token tell that it was kept.
-        if (rows.tokens[0, at][1:] == MASK).all():
-            firsts.append(int(rows.tokens[0, at][0]) != MASK)
-    # Three masks of three candidates (seeded: chance 1/3), or of four without the first (1/16), or
-    # four of four (1/4).
-    seeded, unseeded_clean, unseeded = 0.75 / 3, 0.25 / 4 / 4, 0.25 / 4
-    expected = (seeded + unseeded_clean) / (seeded + unseeded_clean + unseeded)
-    assert abs(sum(firsts) / len(firsts) - expected) < 0.05
 
 
 def test_documents_are_packed_whole_and_none_is_lost() -> None:

@@ -25,6 +25,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., li
     return read
 
 
+@pytest.mark.full
 def test_splits_share_no_text() -> None:
     train, held = text.documents("train"), text.documents("heldout")
     assert len(train) > 5000 and len(held) > 200
@@ -60,7 +61,7 @@ def test_left_out(library: Callable[..., list[str]]) -> None:
     ) == [LONG]
 
 
-def test_line_numbers_hold_behind_a_form_feed(library: Callable[..., list[str]]) -> None:
+def test_line_numbers_hold_after_a_form_feed(library: Callable[..., list[str]]) -> None:
     source = f'x = 1\n\x0c\ndef f(x):\n    """Short."""\n    return x  # {LONG}\n'
     assert library(module=source) == [f"def f(x):\n    return x  # {LONG}"]
 

@@ -8,8 +8,9 @@ from itertools import islice
 import pytest
 from tokenizers import Tokenizer
 
-from dlm_core.tasks import LONG_TASKS, TASKS, Example, examples, heldout
+from dlm_core.tasks import LONG_TASKS, TASKS, examples, heldout
 from dlm_core.tasks.json_pairs import KEYS, WORDS
+from dlm_core.training import tokenizer as tokenizer_module
 from dlm_core.training.text import documents
 from dlm_core.training.tokenizer import (
     ASSISTANT_ID,
@@ -23,11 +24,14 @@ from dlm_core.training.tokenizer import (
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train_tokenizer(0)
+def tokenizer(small_library: None) -> Tokenizer:
+    """Trained on fewer examples than the small model's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "TRAINING_EXAMPLES", 6_000)
+        return train_tokenizer(0)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def pieces(tokenizer: Tokenizer) -> Callable[[str], list[str]]:
     """A text's tokens, each as text."""
 
@@ -36,11 +40,6 @@ def pieces(tokenizer: Tokenizer) -> Callable[[str], list[str]]:
         return [tokenizer.decode([i]) for i in ids]
 
     return cut
-
-
-@pytest.fixture(scope="module")
-def sample() -> list[Example]:
-    return heldout(60, 0)
 
 
 def test_special_ids(tokenizer: Tokenizer) -> None:
@@ -55,17 +54,12 @@ def test_chat_prompt(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([BOS_ID, *plain, EOS_ID, MASK_ID]) == "sort: 5 3 9 1"
 
 
-def test_what_is_encoded_comes_back(tokenizer: Tokenizer, sample: list[Example]) -> None:
-    texts = [text for e in sample for text in (e.prompt, e.answer)] + documents("heldout")[:100]
+def test_what_is_encoded_comes_back(tokenizer: Tokenizer) -> None:
+    texts = [text for e in heldout(30, 0) for text in (e.prompt, e.answer)]
+    texts += documents("heldout")
     texts += ["", " ", "\n\n  a\t", "naïve 中文 🙂 ½", "".join(map(chr, range(1, 300)))]
     for text in texts:
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
-
-
-def test_every_byte_has_a_token(tokenizer: Tokenizer) -> None:
-    vocabulary = tokenizer.get_vocab()
-    single = [token for token in vocabulary if len(token) == 1]
-    assert len(single) == 256
 
 
 @pytest.mark.parametrize(
@@ -94,8 +88,10 @@ def test_digits_letters_and_words_are_one_token(pieces: Callable[[str], list[str
         assert pieces(word) == [word]
 
 
-def test_no_token_has_two_digits(tokenizer: Tokenizer) -> None:
-    assert not [t for t in tokenizer.get_vocab() if sum(c.isdigit() for c in t) > 1]
+def test_every_byte_has_a_token_and_no_token_has_two_digits(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.get_vocab()
+    assert sum(len(token) == 1 for token in tokens) == 256
+    assert not [token for token in tokens if sum(c.isdigit() for c in token) > 1]
 
 
 def test_long_tasks_have_long_answers(tokenizer: Tokenizer) -> None:
@@ -108,8 +104,10 @@ def test_long_tasks_have_long_answers(tokenizer: Tokenizer) -> None:
     assert tuple(task for task in TASKS if medians[task] >= 24) == LONG_TASKS, medians
 
 
-def test_same_seed_same_tokenizer(tokenizer: Tokenizer) -> None:
-    assert train_tokenizer(0).to_str() == tokenizer.to_str()
+def test_a_seed_decides_the_tokenizer(monkeypatch: pytest.MonkeyPatch, small_library: None) -> None:
+    monkeypatch.setattr(tokenizer_module, "TRAINING_EXAMPLES", 500)
+    first, again, other = (train_tokenizer(seed, 512).to_str() for seed in (0, 0, 1))
+    assert first == again != other
 
 
 def test_refused() -> None:

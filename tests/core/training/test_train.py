@@ -3,20 +3,18 @@ learn what one learns, and what comes out is a checkpoint."""
 
 import fcntl
 import json
-import os
-import random
 import re
-import signal
-import subprocess
-import sys
+import socket
 import time
 from dataclasses import replace
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 import torch
+import train_process
 from tokenizers import Tokenizer
 
 import dlm_core
@@ -27,8 +25,7 @@ from dlm_core.training.loss import losses
 from dlm_core.training.recipe import SMALL, Recipe
 from dlm_core.training.rows import Masking, Rows
 from dlm_core.training.run import LOCK, FolderTaken, main, model_schedule, new_model, train
-
-ROOT = Path(__file__).parents[3]
+from dlm_core.training.tokenizer import EOS_ID, MASK_ID
 
 
 def history(folder: Path, stage: str) -> list[dict]:
@@ -42,21 +39,18 @@ def outcome(folder: Path) -> tuple:
     return [file.read_bytes() for file in files], history(folder, "model"), history(folder, "draft")
 
 
-def start(recipe: Recipe, folder: Path, tokenizer: Tokenizer, *launcher: str) -> subprocess.Popen:
-    """`dlm train` in a process of its own, with the tokenizer there already."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder.parent / "recipe.json").write_text(json.dumps(recipe.to_dict()))
-    if not (folder / "model").exists():
-        (folder / "model").mkdir()
-        tokenizer.save(str(folder / "model" / "tokenizer.json"))
-    paths = [ROOT / "kernels", ROOT / "bench", ROOT / "roofline", ROOT]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, paths)),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, *launcher, "-m", "dlm_core.cli", "train"]
-    command += ["--recipe", str(folder.parent / "recipe.json"), "--out", str(folder)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+def prepared(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> list[str]:
+    """Arguments of `dlm train` for a run whose tokenizer is there already."""
+    (folder / "model").mkdir(parents=True)
+    tokenizer.save(str(folder / "model" / "tokenizer.json"))
+    path = folder.with_suffix(".json")
+    path.write_text(json.dumps(recipe.to_dict()))
+    return ["--recipe", str(path), "--out", str(folder)]
+
+
+def wait_for(process: BaseProcess) -> None:
+    process.join()
+    assert process.exitcode == 0
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +59,17 @@ def finished(
 ) -> Path:
     """The folder of a run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    process = start(recipe, folder, tokenizer)
-    assert process.wait() == 0, process.stderr.read()
+    wait_for(train_process.start(prepared(recipe, folder, tokenizer)))
     return folder
 
 
-def test_loss_falls_in_fifty_steps_and_a_checkpoint_comes_out(finished: Path) -> None:
+def test_loss_falls_and_a_checkpoint_comes_out(finished: Path, recipe: Recipe) -> None:
     steps = read_history(finished / "model_fit" / HISTORY)
-    assert [step["step"] for step in steps] == list(range(1, 51))
+    n_steps = recipe.ar_steps + recipe.joint_steps
+    assert [step["step"] for step in steps] == list(range(1, n_steps + 1))
     ar = [step["ar"] for step in steps]
     diffusion = [step["diffusion"] for step in steps if step["diffusion"] is not None]
-    assert len(diffusion) == 30, "the first twenty steps have no noisy stream"
+    assert len(diffusion) == recipe.joint_steps, "the first steps have no noisy stream"
     assert fmean(ar[-5:]) < 0.75 * fmean(ar[:5])
     assert fmean(diffusion[-5:]) < 0.9 * fmean(diffusion[:5])
 
@@ -92,40 +86,38 @@ def test_loss_falls_in_fifty_steps_and_a_checkpoint_comes_out(finished: Path) ->
 def test_a_killed_run_ends_with_the_same_bits(
     finished: Path, recipe: Recipe, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "killed" / "run"
-    rng = random.Random(0)
+    folder = tmp_path / "killed"
+    arguments = prepared(recipe, folder, tokenizer)
     # Before the first state, between states, and within the last stage.
-    for stage, step in (("model", 3), ("model", rng.randint(21, 45)), ("draft", rng.randint(1, 9))):
-        process = start(recipe, folder, tokenizer)
+    for stage, step in (("model", 3), ("model", recipe.ar_steps + 5), ("draft", 2)):
+        process = train_process.start(arguments)
         path = folder / f"{stage}_fit" / HISTORY
-        while process.poll() is None and len(read_history(path)) < step:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        while process.is_alive() and len(read_history(path)) < step:
+            time.sleep(0.002)
+        process.kill()
+        process.join()
         assert not (folder / "model" / "README.md").exists(), "it was killed too late"
-    process = start(recipe, folder, tokenizer)
-    assert process.wait() == 0, process.stderr.read()
+    wait_for(train_process.start(arguments))
     assert outcome(folder) == outcome(finished)
 
 
 def test_two_processes_learn_what_one_learns_from_both_their_batches(
     recipe: Recipe, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    recipe = replace(recipe, ar_steps=4, joint_steps=6, draft_steps=3, row_length=224, warmup=1)
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    process = start(recipe, tmp_path / "run", tokenizer, *launcher)
-
-    mixture = Mixture(
-        tokenizer,
-        recipe.seed,
-        recipe.text_share,
-        recipe.row_length,
-        recipe.tokens_per_step // 2,
-        recipe.task_weights,
-    )
-    noise = Masking(
-        recipe.model.mask_token_id, recipe.model.eos_token_id, all_masked=recipe.all_masked
-    )
+    recipe = replace(recipe, ar_steps=4, joint_steps=6, draft_steps=2, warmup=1)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    arguments = prepared(recipe, tmp_path / "run", tokenizer)
+    group = {"CUDA_VISIBLE_DEVICES": "", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    together = [
+        train_process.start(arguments, **group, WORLD_SIZE="2", RANK=rank, LOCAL_RANK=rank)
+        for rank in "01"
+    ]
+    half = recipe.tokens_per_step // 2
+    drawn_as = (recipe.seed, recipe.text_share, recipe.row_length, half, recipe.task_weights)
+    mixture = Mixture(tokenizer, *drawn_as)
+    noise = Masking(MASK_ID, EOS_ID, all_masked=recipe.all_masked)
 
     def both(step: int) -> Rows:
         batches = [mixture.batch(step, noise if step >= 4 else None, rank) for rank in (0, 1)]
@@ -136,9 +128,10 @@ def test_two_processes_learn_what_one_learns_from_both_their_batches(
     schedule = model_schedule(recipe)
     fit(model, partial(losses, model), both, schedule, tmp_path / "alone", alone.append)
 
-    assert process.wait() == 0, process.stderr.read()
-    together = read_history(tmp_path / "run" / "model_fit" / HISTORY)
-    for one, two in zip(alone, together, strict=True):
+    for process in together:
+        wait_for(process)
+    steps = read_history(tmp_path / "run" / "model_fit" / HISTORY)
+    for one, two in zip(alone, steps, strict=True):
         assert one.tokens == two["tokens"]
         # Products are rounded to bfloat16, in another order on two processes.
         assert two["ar"] == pytest.approx(one.ar, rel=5e-3), one.step

@@ -1,1 +1,0 @@
-"""`dlm gpu-bench`: how far each stage and step is from its floor, against the project's targets."""
