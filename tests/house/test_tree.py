@@ -33,7 +33,7 @@ def test_top_level_holds_exactly_the_allowed_names(tracked: list[str]) -> None:
 
 
 def test_no_file_names_a_package_registry(tracked: list[str]) -> None:
-    for path in tracked:
+    for path in (path for path in tracked if (ROOT / path).is_file()):  # links are to folders
         found = REGISTRY.search((ROOT / path).read_bytes())
         assert not found, f"{path} names {found[0].decode()}"
 
