@@ -129,40 +129,31 @@ def gated_silu(ops: ModuleType, inputs: Inputs) -> Results:
     return (ops.gated_silu(partial_sums(inputs, 3, 2 * 70)),)
 
 
-def rope_kv_write(*, paged: bool = False, fp8: bool = False, drafts: bool = False) -> Case:
+def rope_kv_write(
+    *, cached: bool = True, paged: bool = False, fp8: bool = False, drafts: bool = False
+) -> Case:
     def run(ops: ModuleType, inputs: Inputs) -> Results:
         block = 6 if drafts else BLOCK
         qkv = partial_sums(inputs, BATCH, block, (HEADS + 2 * KV_HEADS) * DIM)
         angle = 9 * inputs.uniform(BATCH, block, DIM // 2)
+        scale = inputs.uniform(BATCH, block) + 1
         shape = (6, PAGE, KV_HEADS, DIM) if paged else (BATCH, CAPACITY, KV_HEADS, DIM)
         dtype = torch.float8_e4m3fn if fp8 else inputs.dtype
-        caches = [inputs.normal(*shape).to(dtype) for _ in range(2)]
-        scales = inputs.scales() if fp8 else {}
+        caches = [inputs.normal(*shape).to(dtype) for _ in range(2)] if cached else []
+        options = dict(zip(("k_cache", "v_cache"), caches, strict=False))
+        if cached:
+            options |= {"context_lens": inputs.ids(CONTEXTS)} | (inputs.scales() if fp8 else {})
+        if paged:
+            options["block_table"] = inputs.ids([[4, 0, 2], [1, 5, 3]])
+        if drafts:
+            options["draft_groups"] = (2, 3)
         error = new_error_word(inputs.device)
         made = ops.rope_kv_write(
-            qkv,
-            angle.cos(),
-            angle.sin(),
-            inputs.uniform(BATCH, block) + 1,
-            kv_heads=KV_HEADS,
-            k_cache=caches[0],
-            v_cache=caches[1],
-            context_lens=inputs.ids(CONTEXTS),
-            block_table=inputs.ids([[4, 0, 2], [1, 5, 3]]) if paged else None,
-            draft_groups=(2, 3) if drafts else None,
-            error=error,
-            **scales,
+            qkv, angle.cos(), angle.sin(), scale, kv_heads=KV_HEADS, error=error, **options
         )
         return *(x for x in made if x is not None), *(cache.float() for cache in caches), error
 
     return run
-
-
-def rope(ops: ModuleType, inputs: Inputs) -> Results:
-    qkv = inputs.normal(BATCH, BLOCK, (HEADS + 2 * KV_HEADS) * DIM)
-    angle = 9 * inputs.uniform(BATCH, BLOCK, DIM // 2)
-    scale = inputs.uniform(BATCH, BLOCK) + 1
-    return ops.rope_kv_write(qkv, angle.cos(), angle.sin(), scale, kv_heads=KV_HEADS)
 
 
 def remask_scatter(ops: ModuleType, inputs: Inputs) -> Results:
@@ -196,7 +187,7 @@ CASES: dict[str, Case] = {
     "remask_scatter": remask_scatter,
     "residual_norm": residual_norm(),
     "residual_norm, no update": residual_norm(update=False),
-    "rope_kv_write, no cache": rope,
+    "rope_kv_write, no cache": rope_kv_write(cached=False),
     "rope_kv_write": rope_kv_write(),
     "rope_kv_write, paged": rope_kv_write(paged=True),
     "rope_kv_write, draft groups": rope_kv_write(drafts=True),

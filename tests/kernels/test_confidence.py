@@ -94,36 +94,6 @@ def test_extreme_scales(scale: float, dtype: torch.dtype, triton_device: str) ->
 
 
 @pytest.mark.parametrize(
-    "bans",
-    [
-        pytest.param([], id="none"),
-        pytest.param([300], id="the-argmax"),
-        pytest.param([300, 520, 3], id="the-three-best"),
-        pytest.param([5], id="another"),
-        pytest.param([300, 300, 300], id="one-three-times"),
-        pytest.param([300, *range(505, 520)], id="sixteen-round-a-chunk"),
-    ],
-)
-def test_banned_ids_are_not_chosen_but_stay_in_the_sums(
-    bans: list[int], triton_device: str
-) -> None:
-    logits = normal_logits(2, 800, F32, triton_device).clamp(-3, 3)
-    logits[:, [300, 520, 3]] = torch.tensor([9.0, 8.0, 7.0], device=triton_device)
-    banned = torch.tensor(bans, dtype=torch.int32, device=triton_device)
-    assert_right(logits, banned=banned)
-
-
-@pytest.mark.parametrize("vocab", [67, 600])
-def test_entropy_and_margin_change_nothing_else(vocab: int, backend: str, op_device: str) -> None:
-    logits = normal_logits(1, vocab, F32, op_device)
-    full = confidence(logits, **BOTH)
-    for entropy, margin in ((False, False), (True, False), (False, True)):
-        part = confidence(logits, entropy=entropy, margin=margin)
-        expected = *full[:3], full.entropy if entropy else None, full.margin if margin else None
-        assert_all_same_bits(part, expected)
-
-
-@pytest.mark.parametrize(
     ("first_column", "dtype"), [(0, F32), (8, F16), (5, F16), (5, F32)], ids=str
 )
 def test_rows_may_lie_apart(first_column: int, dtype: torch.dtype, triton_device: str) -> None:

@@ -120,19 +120,22 @@ def test_the_smallest_that_is_large_enough_serves() -> None:
     for size, entry in {1: "small", 64: "small", 65: "middle", 128: "middle", 129: "large"}.items():
         assert launch.smallest_serving(entries, size) == launch.tile_serving(entries, size) == entry
     assert launch.tile_serving(entries, 4096) == "large"
-    with pytest.raises(ValueError):
-        launch.smallest_serving(entries, 257)
 
 
-@pytest.mark.parametrize(
-    ("capability", "arch"),
-    [((8, 0), "sm_80"), ((9, 0), "sm_90"), ((10, 0), "sm_100"), ((12, 0), "sm_120")],
-)
-def test_a_device_with_a_table_runs_it(
-    capability: tuple[int, int], arch: str, monkeypatch: pytest.MonkeyPatch, recwarn
-) -> None:
+def on_device(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], shared_memory: int = 0
+) -> torch.device:
+    """A device that says this of itself."""
+    launch._largest_that_fits.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert launch.arch_of(torch.device("cuda", 0)) == arch
+    monkeypatch.setattr(launch, "_shared_memory_of", lambda device: shared_memory)
+    return torch.device("cuda", 0)
+
+
+def test_a_device_with_a_table_runs_it(monkeypatch: pytest.MonkeyPatch, recwarn) -> None:
+    for capability, arch in zip(((8, 0), (9, 0), (10, 0), (12, 0)), ARCHES, strict=True):
+        assert launch.arch_of(on_device(monkeypatch, capability)) == arch
+    assert launch.arch_of(torch.device("cpu")) == "sm_90"  # the interpreter's
     assert not recwarn.list
 
 
@@ -151,24 +154,27 @@ def test_a_device_with_a_table_runs_it(
 def test_an_unknown_device_runs_the_largest_table_that_fits_and_says_so(
     capability: tuple[int, int], shared_memory: int, arch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launch._largest_that_fits.cache_clear()
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(launch, "_shared_memory_of", lambda device: shared_memory)
-    name = f"sm_{capability[0]}{capability[1]}"
-    with pytest.warns(
-        UserWarning, match=f"no launch table for {name}; it runs with that of {arch}"
-    ):
-        assert launch.arch_of(torch.device("cuda", 0)) == arch
-    assert launch.arch_of(torch.device("cuda", 0)) == arch  # and says so once
+    device = on_device(monkeypatch, capability, shared_memory)
+    words = f"no launch table for sm_{capability[0]}{capability[1]}; it runs with that of {arch}"
+    with pytest.warns(UserWarning, match=words):
+        assert launch.arch_of(device) == arch
+    assert launch.arch_of(device) == arch  # and says so once
 
 
-def test_a_device_with_too_little_shared_memory_is_an_error(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("capability", "shared_memory", "message"),
+    [
+        ((8, 6), 65_536, "sm_86 gives a program 65536 bytes .*; .*101376"),
+        ((7, 5), 65_536, "cuda:0 is sm_75; .*sm_80"),
+        ((6, 1), 65_536, "cuda:0 is sm_61; .*sm_80"),
+    ],
+)
+def test_a_device_too_old_or_small_is_an_error(
+    capability: tuple[int, int], shared_memory: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
-    monkeypatch.setattr(launch, "_shared_memory_of", lambda device: 65_536)
-    with pytest.raises(ValueError, match="sm_86 gives a program 65536 bytes .*; .*101376"):
-        launch.arch_of(torch.device("cuda", 0))
+    device = on_device(monkeypatch, capability, shared_memory)
+    with pytest.raises(ValueError, match=message):
+        launch.arch_of(device)
 
 
 @pytest.mark.parametrize("arch", ARCHES)
@@ -177,17 +183,3 @@ def test_a_table_that_is_written_is_the_table_that_was_read(arch: str, tmp_path:
     file = launch.FOLDER / f"{arch}.json"
     launch.write_table(tmp_path / "written.json", launch.read_table(file))
     assert (tmp_path / "written.json").read_bytes() == file.read_bytes()
-
-
-@pytest.mark.parametrize("capability", [(7, 5), (7, 0), (6, 1)])
-def test_a_device_too_old_is_an_error(
-    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    name = f"sm_{capability[0]}{capability[1]}"
-    with pytest.raises(ValueError, match=f"cuda:0 is {name}; .*sm_80"):
-        launch.arch_of(torch.device("cuda", 0))
-
-
-def test_the_interpreter_runs_the_sm_90_entries() -> None:
-    assert launch.arch_of(torch.device("cpu")) == "sm_90"

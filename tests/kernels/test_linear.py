@@ -56,12 +56,12 @@ SHAPES = [
     ),
 ]
 QUANTIZED_SHAPES = [
-    pytest.param(3, 100, 70, F16, id="less-than-a-group"),
-    pytest.param(17, 601, 67, F16, id="three-segments-odd-length"),
-    pytest.param(70, 384, 70, F16, id="all-segments-walked"),
-    pytest.param(17, 300, 67, F32, id="fp32"),
-    pytest.param(17, 300, 67, torch.bfloat16, id="bf16", marks=pytest.mark.gpu),
-    pytest.param(33, 1001, 130, F16, id="shipped", marks=pytest.mark.full),
+    pytest.param((3, 100, 70), F16, id="less-than-a-group"),
+    pytest.param((17, 601, 67), F16, id="three-segments-odd-length"),
+    pytest.param((70, 384, 70), F16, id="all-segments-walked"),
+    pytest.param((17, 300, 67), F32, id="fp32"),
+    pytest.param((17, 300, 67), torch.bfloat16, id="bf16", marks=pytest.mark.gpu),
+    pytest.param((33, 1001, 130), F16, id="shipped", marks=pytest.mark.full),
 ]
 
 narrow_dtype = pytest.mark.parametrize("narrow", [pytest.param(F16, id="fp16"), BFLOAT16])
@@ -84,18 +84,12 @@ def test_matches_the_reference(
 
 
 @pytest.mark.parametrize("kind", QUANTIZED)
-@pytest.mark.parametrize(("rows", "in_features", "out_features", "dtype"), QUANTIZED_SHAPES)
+@pytest.mark.parametrize(("shape", "dtype"), QUANTIZED_SHAPES)
 def test_quantized_weights_match_the_reference(
-    rows: int,
-    in_features: int,
-    out_features: int,
-    dtype: torch.dtype,
-    kind: str,
-    backend: str,
-    op_device: str,
+    shape: tuple[int, int, int], dtype: torch.dtype, kind: str, backend: str, op_device: str
 ) -> None:
     """Against the numbers that values and scales stand for, which are not rounded to x's dtype."""
-    x, weight = rows_and_weight(rows, in_features, out_features, dtype, op_device)
+    x, weight = rows_and_weight(*shape, dtype, op_device)
     weight = quantize_weight(weight, kind)
     with unchanged(x, weight.values, weight.scales):
         out = linear(x, weight)

@@ -290,24 +290,6 @@ def test_dinfer_remask(block: int, threshold: float, place: tuple[str, int]) -> 
         assert 0 < bound_by_limit < 2 * requests
 
 
-@pytest.mark.parametrize("block", [7, 33])
-def test_ties_are_a_free_choice_of_theirs(block: int, place: tuple[str, int]) -> None:
-    """As many are committed as torch's topk commits, of the same confidences; ours lowest first."""
-    device, requests = place
-    blocks = random_blocks(requests, block, 0)
-    blocks = blocks._replace(confidence=(4 * blocks.confidence).round() / 4)
-    state = start(blocks, device)
-    advance(state, blocks, Rule(top_k=4))
-    committed = (state.tokens.cpu() != blocks.tokens).tolist()
-    sure = torch.where(blocks.tokens == MASK, blocks.confidence, -1.0)
-    theirs = sure.topk(4, dim=1).values
-    for row, ours, values in zip(rows(blocks), committed, theirs.tolist(), strict=True):
-        ours = [i for i in range(block) if ours[i]]
-        assert sorted(row.confidence[i] for i in ours) == sorted(v for v in values if v >= 0)
-        ranked = sorted(row.masks, key=lambda i: (-row.confidence[i], i))
-        assert ours == sorted(ranked[:4])
-
-
 # --- diffusers
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from numeric import assert_all_same_bits
 from torch import Tensor
 
 from dlm_kernels import (
@@ -254,7 +255,17 @@ def test_without_an_error_word_nan_is_no_fault(form: Form, where: tuple[str, tor
     logits[3] = NAN
     result = form.call(logits)
     assert result.token.item() == -1 and result.probability.isnan().all()
-    assert result.entropy is result.margin is None
+
+
+@each_form
+def test_entropy_and_margin_change_nothing_else(form: Form, where: tuple[str, torch.dtype]) -> None:
+    device, dtype = where
+    logits = torch.randn(form.vocab, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    full = form.call(logits, **BOTH)
+    for entropy, margin in ((False, False), (True, False), (False, True)):
+        part = form.call(logits, entropy=entropy, margin=margin)
+        expected = *full[:3], full.entropy if entropy else None, full.margin if margin else None
+        assert_all_same_bits(part, expected)
 
 
 # --- ties and runners-up
@@ -310,12 +321,12 @@ def test_margin_finds_the_runner_up_wherever_it_is(
 @each_form
 def test_bans_at_the_ends_of_chunks_are_seen(form: Form, where: tuple[str, torch.dtype]) -> None:
     device, dtype = where
-    # Each alone, after another, and as one of the most that there may be.
+    # After another, alone, as one of the most that there may be, and twice.
     for best, *others in (
         (0, 3),
         (form.chunk - 1,),
         (form.chunk, *range(10, 25)),
-        (form.vocab - 1,),
+        (form.vocab - 1, form.vocab - 1),
     ):
         logits = torch.zeros(form.vocab, dtype=dtype, device=device)
         logits[[77, best]] = torch.tensor([5.0, 9.0], dtype=dtype, device=device)
