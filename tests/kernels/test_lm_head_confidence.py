@@ -175,15 +175,6 @@ def test_logits_are_rounded_as_stored_ones(backend: str, op_device: str) -> None
         assert result.logsumexp.item() == pytest.approx(math.log(total), rel=1e-6)
 
 
-def test_entropy_and_margin_change_nothing_else(backend: str, op_device: str) -> None:
-    hidden, weight = inputs(2, 33, 200, F32, op_device)
-    full = lm_head_confidence(hidden, weight, **BOTH)
-    for entropy, margin in ((False, False), (True, False), (False, True)):
-        expected = *full[:3], full.entropy if entropy else None, full.margin if margin else None
-        actual = lm_head_confidence(hidden, weight, entropy=entropy, margin=margin)
-        assert_all_same_bits(actual, expected)
-
-
 def test_no_rows(backend: str, op_device: str) -> None:
     error = new_error_word(op_device)
     hidden, weight = inputs(1, 8, 200, F32, op_device)

@@ -141,6 +141,12 @@ COMMITS = {
     "negative-entropy": (ENTROPY, [1e-3, -0.5, -0.5, -0.5], [0, 1, 2]),
     "infinite-entropy": (ENTROPY, [-INF, -0.5, -INF, -0.5], [1, 3]),
     "nan-entropy": (ENTROPY, [NAN, -0.375, NAN, -0.5], [1, 3]),
+    # 2097152.75 units each: rounded down, two of them would be the bound.
+    "entropies-are-rounded": (
+        {"confidence": "entropy", "entropy_bound": 2.0**19},
+        [-262144.09375, -262144.09375, -9e5, -9e5],
+        [0, 1],
+    ),
     "bound-and-budget": (ENTROPY | {"steps": 2}, [-7.0, -5.0, -6.0, -9.0], [1, 2]),
     "bound-or-threshold": (ENTROPY | {"threshold": -6.0}, [-7.0, -5.0, -6.0, -9.0], [1, 2]),
     "margin": ({"confidence": "margin", "top_k": 2}, [0.1, 0.0, 0.2, 0.3], [2, 3]),
@@ -533,12 +539,12 @@ def test_random_ids_are_never_the_mask(vocab_size: int, mask_id: int, op: Op) ->
 
 
 def test_an_eos_drawn_by_chance_ends_nothing(op: Op) -> None:
-    noise = op.noise(1, vocab_size=2)
-    state = op.start(noise.canvas(64, 7)[0].tolist(), undecided=True)
+    noise = op.noise(4, vocab_size=2)
+    state = op.start(*noise.canvas(8, 7).tolist(), undecided=True)
     rule = Rule(renoise=True)
-    op.step(state, [5] * 64, [1.0] * 64, rule, noise=noise, mask_id=7, eos_id=1)
-    assert state.tokens[0, 1:].eq(1).any()
-    assert state.done.tolist() == [False]
+    op.step(state, [5] * 32, [1.0] * 32, rule, noise=noise, mask_id=7, eos_id=1)
+    assert state.tokens[:, 1].eq(1).any()  # right behind the one that is decided
+    assert state.done.tolist() == [False] * 4
 
 
 @pytest.mark.parametrize(
