@@ -8,6 +8,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -227,51 +228,35 @@ def test_a_token_is_shown_on_one_line(small_model: Path) -> None:
 # --- --trace
 
 
-@pytest.mark.parametrize("mode", ["diffusion", "infill", "refine", "linear_spec", "quadratic_spec"])
+@pytest.mark.parametrize(
+    ("options", "details"),
+    [
+        ("--mode diffusion --max-new-tokens 12", "diffusion, rule nemotron"),
+        ("--rule entropy_bound --max-new-tokens 8", "diffusion, rule entropy_bound"),
+        ("--mode infill --after 'w20 w23' --max-new-tokens 3 --steps 2", "infill, steps 2"),
+        ("--mode refine --draft 'w20 w23 w11 w29'", "refine, rule llada2"),
+        ("--mode linear_spec --max-new-tokens 12", "linear_spec"),
+        ("--mode quadratic_spec --max-new-tokens 12", "quadratic_spec"),
+    ],
+)
 def test_trace_draws_every_mode_that_drafts_or_denoises(
-    mode: str,
-    small_model: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    options: str, details: str, small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """One cell a token and row, named as the terminal names it, and the same tokens as without."""
-    block_trace = pytest.importorskip("dlm_core.block_trace", reason="needs matplotlib")
-    drawn = []
-    monkeypatch.setattr(block_trace, "save_picture", lambda *arguments: drawn.append(arguments))
-    options = {
-        "infill": ["--after", "w20 w23", "--max-new-tokens", "3", "--steps", "2"],
-        "refine": ["--draft", "w20 w23 w11 w29"],
-    }
-    command = ["generate", "--prompt", "w11 w14 w17", "--mode", mode]
-    command += options.get(mode, ["--max-new-tokens", "12"])
-    cli.main([*command, "--json"])
-    plain = closing_line(capsys.readouterr().out)
-    cli.main([*command, "--trace", str(tmp_path / "t.svg")])
-    printed = capsys.readouterr().out
-    assert closing_line(printed)["tokens"] == plain["tokens"]
-    assert f"trace    {tmp_path / 't.svg'}" in printed
-    ((trace, path, title, details),) = drawn
-    assert path == tmp_path / "t.svg"
-    n_forwards = sum(n for kind, n in plain["forwards"].items() if kind != "prefill")
-    assert title.startswith(f"{len(plain['tokens'])} tokens in {n_forwards} forwards ")
-    rule = {"diffusion": ", rule nemotron", "infill": ", steps 2", "refine": ", rule llada2"}
-    assert details == f"{mode}{rule.get(mode, '')}, tiny-a\nprompt: w11 w14 w17"
-    tokenizer = tokenizer_of(small_model)
-    shown = [cell.label for panel in trace.panels for cell in panel.rows[-1][1]]
-    assert shown[: len(plain["tokens"])] == [label_of(t, tokenizer) for t in plain["tokens"]]
-    n_rows = sum(len(panel.rows) for panel in trace.panels)
-    assert n_rows == len(plain["committed"] or plain["accepted"])
-
-
-def test_trace_knows_what_the_rule_s_confidence_is(
-    said: Callable[..., str], tmp_path: Path
-) -> None:
+    """With the names that the terminal gives tokens, and the same tokens as without."""
     pytest.importorskip("matplotlib", reason="pictures are drawn with matplotlib")
-    picture = tmp_path / "t.svg"
-    options = "--tokens '8 11' --max-new-tokens 8 --rule entropy_bound --trace"
-    said(*shlex.split(options), str(picture))
-    assert "negative entropy" in picture.read_text()  # the svg names its texts in comments
+    command = ["generate", "--prompt", "w11 w14 w17", *shlex.split(options)]
+    cli.main([*command, "--json"])
+    plain, path = closing_line(capsys.readouterr().out), tmp_path / "t.svg"
+    cli.main([*command, "--trace", str(path)])
+    printed, drawn = capsys.readouterr().out, path.read_text()
+    assert closing_line(printed)["tokens"] == plain["tokens"]
+    assert f"trace    {path}" in printed
+    n_forwards = sum(n for kind, n in plain["forwards"].items() if kind != "prefill")
+    names = [label_of(token, tokenizer_of(small_model)) for token in plain["tokens"]]
+    texts = [f"<!-- {text} -->" for text in (f"{details}, tiny-a", "prompt: w11 w14 w17", *names)]
+    texts += ["negative entropy"] if "entropy" in details else []
+    texts += [f"<!-- {len(plain['tokens'])} tokens in {n_forwards} forwards "]
+    assert not [text for text in texts if text not in drawn]
 
 
 @pytest.mark.parametrize(
@@ -305,27 +290,19 @@ def test_a_trace_that_cannot_be_written_is_refused_before_the_model_runs(
     assert not loaded
 
 
-@pytest.mark.parametrize("options", [[], ["--json"]], ids=["for-people", "json"])
 def test_a_trace_that_fails_late_leaves_the_answer(
-    options: list[str],
-    golden: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     block_trace = pytest.importorskip("dlm_core.block_trace", reason="needs matplotlib")
-
-    def full(*_: object) -> None:
-        raise OSError("No space left on device")
-
+    full = mock.Mock(side_effect=OSError("No space left on device"))
     monkeypatch.setattr(block_trace, "save_picture", full)
     command = ["generate", str(golden / "tiny-a"), "--tokens", "8 11", "--max-new-tokens", "8"]
-    with pytest.raises(SystemExit, match="1"):
-        cli.main([*command, "--trace", str(tmp_path / "t.png"), *options])
-    printed = capsys.readouterr()
-    assert printed.out.startswith("{" if options else "tokens")
-    assert closing_line(printed.out)["tokens"]
-    assert "argument --trace: No space left on device" in printed.err
+    for options, begins in (([], "tokens"), (["--json"], "{")):
+        with pytest.raises(SystemExit, match="1"):
+            cli.main([*command, "--trace", str(tmp_path / "t.png"), *options])
+        printed = capsys.readouterr()
+        assert printed.out.startswith(begins) and closing_line(printed.out)["tokens"]
+        assert "argument --trace: No space left on device" in printed.err
 
 
 # --- other commands

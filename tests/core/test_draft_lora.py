@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -87,27 +88,19 @@ def test_damage_is_named(
         load_model(checkpoint)
 
 
-def test_written_whole_or_not_at_all(
-    checkpoint: Path, golden: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_written_whole_or_not_at_all(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_model(checkpoint).config
     query_size = config.num_attention_heads * config.head_dim
     layers = [
         (torch.ones(2, query_size), torch.ones(config.hidden_size, 2))
         for _ in range(config.num_hidden_layers)
     ]
-
-    def full(*arguments) -> None:
-        raise OSError("no space left")
-
     with monkeypatch.context() as patch:
-        patch.setattr(draft_lora, "write_whole", full)
+        patch.setattr(draft_lora, "write_whole", mock.Mock(side_effect=OSError("no space left")))
         with pytest.raises(OSError, match="no space left"):
             draft_lora.write(checkpoint, config, layers, 4)
     assert not load_model(checkpoint).has_draft_lora, "a folder cut short would be an error"
     for alpha in (4, 6):
         draft_lora.write(checkpoint, config, layers, alpha)
         assert draft_lora.read(checkpoint, config).scale == alpha / 2
-    assert sorted(path.name for path in checkpoint.glob("linear_spec_lora*")) == [
-        "linear_spec_lora"
-    ]
+    assert [path.name for path in checkpoint.glob("linear_spec_lora*")] == ["linear_spec_lora"]

@@ -12,7 +12,7 @@ from dlm_core import Batch, Model, Sampling, generate
 from dlm_core.decoding import self_speculation
 from dlm_core.decoding.new_request import MODES
 from dlm_core.decoding.sampling import accept_drafts, draw
-from dlm_kernels.noise import RESIDUAL
+from dlm_kernels import noise
 
 TEMPERATURE = 1.3
 PROMPT = [8, 11, 14, 17, 20, 9, 31]
@@ -117,7 +117,7 @@ def test_a_wrong_residual_would_be_seen(
         every = torch.arange(len(n_accepted), device=n_accepted.device)
         place = (position + n_accepted)[:, None]
         rows = target_log_probs[every, n_accepted.long()][:, None]
-        return n_accepted, draw(rows, table, place, step[:, None], RESIDUAL)[:, 0]
+        return n_accepted, draw(rows, table, place, step[:, None], noise.RESIDUAL)[:, 0]
 
     monkeypatch.setattr(self_speculation, "accept_drafts", redraw)
     drawn = samples(model, 1000, "linear_spec", block_length=4)
@@ -133,3 +133,20 @@ def test_a_seed_gives_the_same_tokens_and_another_seed_others(mode: str, model: 
     first = [tokens(seed) for seed in range(3)]
     assert first == [tokens(seed) for seed in range(3)]
     assert len({tuple(each) for each in first}) == 3
+
+
+@pytest.mark.parametrize("mode", ["autoregressive", "linear_spec", "quadratic_spec"])
+def test_no_two_draws_of_a_request_have_the_same_noise(
+    mode: str, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Position, step and what it is for never come together twice."""
+    keys, philox = [], noise.philox
+
+    def noted(seed: Tensor, ids: Tensor, position: Tensor, step: Tensor, stream: int) -> Tensor:
+        pairs = (x.flatten().tolist() for x in torch.broadcast_tensors(position, step))
+        keys.extend((*pair, stream) for pair in zip(*pairs, strict=True))
+        return philox(seed, ids, position, step, stream)
+
+    monkeypatch.setattr(noise, "philox", noted)
+    generate(model, PROMPT, 20, mode, sampling=Sampling(temperature=2.0, seed=3))
+    assert len(keys) == len(set(keys)) > 5

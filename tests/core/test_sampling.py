@@ -67,7 +67,6 @@ def equal_bits(a: Tensor, b: Tensor) -> bool:
         ({"temperature": 1.0, "min_p": 1.0}, "min_p is 1.0"),
         ({"temperature": 1.0, "min_p": [0.1]}, "min_p is [0.1]"),
         ({"seed": 2**63}, "seed is 9223372036854775808; it must be in ["),
-        ({"seed": -(2**63) - 1}, "seed is -9223372036854775809"),
         ({"seed": 1.0}, "seed is 1.0; it must be an int"),
         ({"top_k": 5}, "top_k is 5 beside temperature=0, which is greedy"),
         ({"top_p": 0.9}, "top_p is 0.9 beside temperature=0"),
@@ -109,23 +108,16 @@ ROWS = {
     "only one id": torch.full((6, VOCAB), -math.inf).index_fill(-1, torch.tensor(41), 3.0),
 }
 SETTINGS = [
-    Sampling(1.0),
-    Sampling(0.3),
-    Sampling(7.0),
-    Sampling(0.8, top_k=1),
-    Sampling(0.8, top_k=5),
-    Sampling(1.3, top_k=VOCAB),
-    Sampling(1.3, top_k=10**6),
-    Sampling(0.8, top_p=0.9),
-    Sampling(2.0, top_p=0.5),
-    Sampling(1.0, top_p=1e-6),
-    Sampling(1.0, min_p=0.05),
-    Sampling(2.0, min_p=0.7),
-    Sampling(0.9, top_k=20, top_p=0.7),
-    Sampling(1.5, top_k=12, min_p=0.2),
-    Sampling(1.5, top_p=0.8, min_p=0.3),
-    Sampling(1.2, top_k=30, top_p=0.95, min_p=0.1),
-]
+    Sampling(temperature, **filters)
+    for temperature, filters in (
+        (1.0, {}), (0.3, {}), (7.0, {}), (0.8, {"top_k": 1}), (0.8, {"top_k": 5}),
+        (1.3, {"top_k": VOCAB}), (1.3, {"top_k": 10**6}), (0.8, {"top_p": 0.9}),
+        (2.0, {"top_p": 0.5}), (1.0, {"top_p": 1e-6}), (1.0, {"min_p": 0.05}),
+        (2.0, {"min_p": 0.7}), (0.9, {"top_k": 20, "top_p": 0.7}),
+        (1.5, {"top_k": 12, "min_p": 0.2}), (1.5, {"top_p": 0.8, "min_p": 0.3}),
+        (1.2, {"top_k": 30, "top_p": 0.95, "min_p": 0.1}),
+    )
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
@@ -290,33 +282,18 @@ def test_draws_have_their_distribution() -> None:
                 assert p_value(counts, other[0, 0].exp()) < 1e-6
 
 
-def test_draw_is_the_largest_of_log_probability_and_gumbel_noise() -> None:
-    log_probs = randn(1, 1, 1000).log_softmax(-1)
-    table = pack(Sampling(1.0, seed=77))
-    for stream in (noise.SAMPLE, noise.RESIDUAL):
-        words = noise.philox(
-            table.seed, torch.arange(1000), torch.tensor(5), torch.tensor(3), stream
-        )
-        scores = log_probs[0, 0].double() - (-noise.uniform(words).double().log()).log()
-        drawn = draw(log_probs, table, torch.tensor([[5]]), torch.tensor([3]), stream=stream)
-        assert drawn.item() == scores.argmax()
-
-
-@pytest.mark.parametrize("changed", ["seed", "position", "step", "stream"])
-def test_draw_depends_on(changed: str) -> None:
-    key = {"seed": 1, "position": 10, "step": 2, "stream": noise.SAMPLE}
-
-    def drawn(key: dict[str, int]) -> Tensor:
-        table = pack(Sampling(1.0, seed=key["seed"]))
-        position = torch.arange(0, 640, 10)[None] + key["position"]
-        step = torch.tensor(key["step"])
-        return draw(torch.zeros(1, 64, VOCAB), table, position, step, key["stream"])
-
-    same = (drawn(key) == drawn(key | {changed: key[changed] + 1})).float().mean()
-    assert same < 0.1  # one in VOCAB by chance
-    assert torch.equal(drawn(key), drawn(key))
-    if changed == "seed":  # all 64 bits of it
-        assert (drawn(key) == drawn(key | {"seed": key["seed"] + 2**40})).float().mean() < 0.1
+@pytest.mark.parametrize("stream", [noise.SAMPLE, noise.RESIDUAL])
+@pytest.mark.parametrize("seed", [1, 1 + 2**40, -3])
+def test_draw_is_the_largest_of_log_probability_and_gumbel_noise(seed: int, stream: int) -> None:
+    """The noise of its seed, position, step and stream, and of nothing else."""
+    log_probs, table = randn(1, 12, 1000).log_softmax(-1), pack(Sampling(1.0, seed=seed))
+    position, step = torch.arange(5, 17)[None], torch.arange(12)[None] % 4
+    words = noise.philox(
+        table.seed[:, None, None], torch.arange(1000), position[..., None], step[..., None], stream
+    )
+    scores = log_probs.double() - (-noise.uniform(words).double().log()).log()
+    drawn = draw(log_probs, table, position, step, stream)
+    assert torch.equal(drawn.long(), scores.argmax(-1))
 
 
 # --- speculative rejection sampling
@@ -423,17 +400,6 @@ def test_drafts_of_the_target_itself_are_all_accepted() -> None:
     assert torch.equal(token, expected[:, 0])
 
 
-def test_drafts_that_the_target_excludes_are_all_rejected() -> None:
-    log_q = torch.tensor([0.5, 0.5, 0.0, 0.0]).log().expand(50, 3, -1)
-    log_p = torch.tensor([0.0, 0.0, 0.3, 0.7]).log().expand(50, 4, -1)
-    table = pack(*(Sampling(1.0, seed=seed) for seed in range(50)))
-    position = torch.zeros(50, dtype=torch.int32)
-    drafts = draw(log_q, table, torch.arange(3).expand(50, -1), STEP)
-    n_accepted, token = accept_drafts(log_q, log_p, drafts, table, position, STEP)
-    assert (n_accepted == 0).all()
-    assert set(token.tolist()) == {2, 3}
-
-
 def test_greedy_requests_compare_with_the_targets_choices() -> None:
     batch, k = 200, 4
     table = pack(*[Sampling()] * batch)
@@ -476,22 +442,12 @@ def test_rows_of_nan_end_a_run_and_only_the_targets_leaves_no_token() -> None:
 
 # --- bad arguments
 
+LOGITS = torch.zeros(2, 4, 8)
+DRAFTS = {"draft_log_probs": LOGITS[:, :3], "drafts": torch.zeros(2, 3, dtype=torch.int32)}
 ARGUMENTS = {
-    distribution: {"logits": torch.zeros(2, 4, 8), "table": None, "banned": NO_BANS},
-    draw: {
-        "log_probs": torch.zeros(2, 4, 8),
-        "table": None,
-        "position": STEP.expand(2, 4),
-        "step": STEP,
-    },
-    accept_drafts: {
-        "draft_log_probs": torch.zeros(2, 3, 8),
-        "target_log_probs": torch.zeros(2, 4, 8),
-        "drafts": torch.zeros(2, 3, dtype=torch.int32),
-        "table": None,
-        "position": STEP.expand(2),
-        "step": STEP,
-    },
+    distribution: {"logits": LOGITS, "banned": NO_BANS},
+    draw: {"log_probs": LOGITS, "position": STEP.expand(2, 4), "step": STEP},
+    accept_drafts: DRAFTS | {"target_log_probs": LOGITS, "position": STEP.expand(2), "step": STEP},
 }
 TABLE = pack(Sampling(1.0), Sampling())
 FLOAT_TOP_K = TABLE._replace(top_k=torch.zeros(2))

@@ -81,7 +81,7 @@ _SMALL = [
         },
     ),
     (launch.GATED_SILU, launch.GatedSiluLaunch(block=32, num_warps=1)),
-    (launch.ROPE_KV_WRITE, launch.RopeLaunch(elements=32, num_warps=1)),
+    (launch.ROPE_KV_WRITE, launch.RopeLaunch(elements=64, num_warps=1)),
 ]
 
 

@@ -33,11 +33,13 @@ def of_triton(logits: Tensor, **options) -> Confidence:
 
 def assert_right(logits: Tensor, **options) -> Confidence:
     """Triton's errors are bounded by torch's, and those by a few units in the last place."""
-    exact = reference.confidence(logits, **BOTH, **options)
+    words = [new_error_word(logits.device) for _ in range(3)]
+    exact = reference.confidence(logits, error=words[0], **BOTH, **options)
     with forced_backend("torch"):
-        of_torch = confidence(logits, **BOTH, **options)
+        of_torch = confidence(logits, error=words[1], **BOTH, **options)
     with unchanged(logits):
-        ours = of_triton(logits, **options)
+        ours = of_triton(logits, error=words[2], **options)
+    assert len({int(word) for word in words}) == 1, words
     for result in (of_torch, ours):
         assert result.token.tolist() == exact.token.tolist()
     for name, x, torchs, truth in zip(

@@ -133,7 +133,10 @@ class Called(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.full] * ("many" in name)) for name in CASES],
+)
 def test_opcheck(name: str, backend: str, op_device: str) -> None:
     with Called() as called:
         CASES[name](dlm_kernels, Inputs(op_device, torch.float32))

@@ -63,18 +63,3 @@ def test_uniform_is_strictly_between_0_and_1() -> None:
     ends = uniform(torch.tensor([0, 511, 512, WORDS - 1]))
     assert ends.dtype == torch.float32
     assert ends.tolist() == [2**-24, 2**-24, 3 * 2**-24, 1 - 2**-24]
-
-
-def test_moments() -> None:
-    """Mean, variance, and independence of neighbours, each within 4.5 standard errors."""
-    n = 400_000
-    u = uniform(philox(zeros(1), zeros(1), torch.arange(n), zeros(1), 0)).double()
-    assert abs(u.mean() - 1 / 2) < 4.5 * (1 / 12 / n) ** 0.5
-    # The variance of (u - 1/2)^2 is 1/80 - 1/144.
-    assert abs((u - 1 / 2).square().mean() - 1 / 12) < 4.5 * (1 / 180 / n) ** 0.5
-    neighbours = (u[1:] - 1 / 2) * (u[:-1] - 1 / 2)
-    assert abs(neighbours.mean()) < 4.5 * (1 / 144 / n) ** 0.5
-    counts = torch.histc(u, bins=100, min=0, max=1)
-    # Chi-squared of 99 degrees of freedom has mean 99 and variance 198.
-    chi_squared = ((counts - n / 100) ** 2 / (n / 100)).sum()
-    assert abs(chi_squared - 99) < 4.5 * 198**0.5

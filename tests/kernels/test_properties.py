@@ -13,7 +13,6 @@ from dlm_kernels import (
     Noise,
     Rule,
     RuleTable,
-    confidence,
     new_error_word,
     remask_scatter,
 )
@@ -67,15 +66,7 @@ def test_confidence_matches_the_reference(problem, triton_device: str) -> None:
         options = {"tokens": torch.tensor(tokens, device=triton_device), "mask_id": MASK}
     if banned is not None:
         options["banned"] = torch.tensor(banned, dtype=torch.int32, device=triton_device)
-    logits = logits.to(triton_device)
-    assert_right(logits, **options)
-    words = {"reference": new_error_word(triton_device)}
-    reference.confidence(logits, error=words["reference"], **options)
-    for backend in ("triton", "torch"):
-        words[backend] = new_error_word(triton_device)
-        with forced_backend(backend):
-            confidence(logits, error=words[backend], **options)
-    assert len({int(word) for word in words.values()}) == 1, words
+    assert_right(logits.to(triton_device), **options)
 
 
 # --- remask_scatter
