@@ -208,10 +208,7 @@ def rope_kernel(
                 entry = tl.minimum(tl.maximum(page, 0), pages - 1).to(tl.int64)
                 slot = position % PAGE_SIZE
                 if HAS_ERROR:
-                    absent = page != entry
-                    if DRAFT:
-                        absent &= kept
-                    if absent:
+                    if page != entry:
                         tl.atomic_or(error_ptr, _PAGE_OUT_OF_RANGE)
             cache_at = k_cache_ptr + entry * stride_kcb + slot * stride_kcs
             stride_head = stride_kch

@@ -3,9 +3,10 @@
 
 def three_digits(value: float) -> str:
     """Three significant digits, without an exponent unless the value is tiny."""
-    if value >= 99.95:
+    size = abs(value)
+    if size >= 99.95:
         return f"{value:,.0f}"
-    return f"{value:#.3g}" if value >= 1e-3 or value == 0 else f"{value:.1e}"
+    return f"{value:#.3g}" if size >= 1e-3 or size == 0 else f"{value:.1e}"
 
 
 def percent(share: float) -> str:
