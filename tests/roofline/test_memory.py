@@ -1,23 +1,17 @@
 """Predicted memory against what models, caches and whole forwards allocate."""
 
 import inspect
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
+from dlm_bench.steps import StepBench
 from dlm_core import PRESETS, random_model
-from dlm_core.decoding.denoise import Needs, denoise_step
-from dlm_core.decoding.prefill import extend
-from dlm_core.decoding.runner import Runner
-from dlm_core.decoding.sampling import Sampling, SamplingTable
-from dlm_core.decoding.self_speculation import linear_cycle, quadratic_cycle
 from dlm_core.model import Model
-from dlm_core.paged_cache import PagedKVCache, PagePool
+from dlm_core.paged_cache import PagePool
 from dlm_core.quantization import quantize_model
 from dlm_core.quantization import weight_bytes as bytes_of_weights
-from dlm_kernels import BlockState, Rule, RuleTable
 from dlm_kernels.backend import dry_run
 from dlm_roofline.forward import DECODE, DENOISE, DRAFT, KINDS, LINEAR, QUADRATIC, VERIFY, Forward
 from dlm_roofline.memory import PAGE_SIZE, LiveBytes, peak_memory
@@ -27,49 +21,15 @@ TWO_LAYERS = replace(EIGHT, num_hidden_layers=2)
 BLOCKS = {DECODE: 1, DENOISE: 32, DRAFT: 32, VERIFY: 32, QUADRATIC: 20, LINEAR: 32}
 
 
-def whole(model: Model, forward: Forward) -> Callable[[], object]:
-    """The forward as decoding runs it, arithmetic on ids, positions and rules included."""
-    batch, block, device = forward.batch, forward.block, model.device
-    n_pages = -(-(forward.context + block) // PAGE_SIZE)
-    dtype = torch.float8_e4m3fn if forward.float8_cache else model.dtype
-    pool = PagePool(model.config, batch * n_pages, device=device, dtype=dtype)
-    for tensor in (*pool.keys, *pool.values):
-        tensor.zero_()
-    table = torch.arange(batch * n_pages, dtype=torch.int32, device=device).view(batch, -1)
-    lengths = torch.full((batch,), forward.context, dtype=torch.int32, device=device)
-    cache, runner = PagedKVCache.over(pool, table, lengths, forward.context), Runner.of(model)
-    tokens = torch.full((batch, block), model.config.mask_token_id, dtype=torch.int32).to(device)
-    seeds, step = tokens[:, 0].contiguous(), torch.zeros(batch, dtype=torch.int64, device=device)
-    if forward.kind == DENOISE:
-        rule, greedy = Rule(threshold=0.9), Sampling()
-        state = BlockState.start(tokens, model.config.mask_token_id)
-        rules, table = (
-            RuleTable.pack([rule] * batch, device),
-            SamplingTable.pack([greedy] * batch, device),
-        )
-        needs = Needs.of(rule, greedy)
-        return lambda: denoise_step(runner, cache, state, needs, rules, table)
-    if forward.kind == LINEAR:
-        return lambda: linear_cycle(runner, (block, False, True), cache, seeds, step)
-    if forward.kind == QUADRATIC:
-        drafted = tokens[:, 1 : forward.k].contiguous()
-        return lambda: quadratic_cycle(runner, (forward.k, True), cache, seeds, step, drafted)
-    if forward.kind == DECODE:
-        return lambda: extend(runner, cache, tokens, None)
-    given = int(forward.kind == DRAFT)
-    return lambda: runner.statistics(runner.hidden(tokens, cache, causal=forward.causal)[:, given:])
-
-
 def counted(forward: Forward) -> int:
     """Bytes that Triton's launchers allocate in all of a forward of two layers of the 8B model."""
     with dry_run("triton"), LiveBytes() as live:
         model = Model(TWO_LAYERS, device="meta", dtype=torch.bfloat16)
         if forward.weights:
             quantize_model(model, forward.weights)
-        run = whole(model, forward)
-        before = live.now
-        live.peak = before
-        run()
+        bench = StepBench(model, forward)
+        before = live.peak = live.now
+        bench.step()
     return live.peak - before
 
 
@@ -95,8 +55,9 @@ def test_activations_by_hand() -> None:
     # Residual and update of the layer before, residual and norm, o_proj's product, and of the MLP
     # gate, up and their product; over all of it the rotations.
     expected = rows * bf16 * (5 * 4096 + 3 * 14336) + rows * float32 * 129
-    found = peak_memory(EIGHT, Forward(DENOISE, 64, 32, 1024, "bfloat16"), 1056).activations
-    assert found == pytest.approx(expected, rel=1e-3)
+    found = peak_memory(EIGHT, Forward(DENOISE, 64, 32, 1024, "bfloat16"), 1056)
+    assert found.activations == pytest.approx(expected, rel=1e-3)
+    assert found.total == found.weights + found.kv + found.activations
 
 
 def test_plain_torch_holds_logits_and_their_softmax_too() -> None:
@@ -112,11 +73,12 @@ def test_a_gpu_allocates_what_is_predicted(kind: str, batch: int) -> None:
     """Launches of another device than an H200 differ."""
     config = replace(TWO_LAYERS, vocab_size=32768)
     forward = Forward(kind, batch, BLOCKS[kind], 4096, "bfloat16")
-    run = whole(random_model(config, seed=0, device="cuda", dtype=torch.bfloat16), forward)
-    run()
+    bench = StepBench(random_model(config, seed=0, device="cuda", dtype=torch.bfloat16), forward)
+    bench.step()
+    bench.reset()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    run()
+    bench.step()
     found = peak_memory(config, forward, 4096 + 32).activations
     assert found == pytest.approx(torch.cuda.max_memory_allocated() - before, rel=0.1)
 
@@ -143,13 +105,6 @@ def test_keys_and_values_are_those_of_whole_pages(cached: int, pages: int) -> No
     expected = sum(tensor.nbytes for tensor in (*pool.keys, *pool.values))
     assert peak_memory(TINY, forward, cached).kv == expected
     assert peak_memory(TINY, replace(forward, float8_cache=True), cached).kv == expected / 4
-
-
-def test_published_sizes() -> None:
-    found = peak_memory(EIGHT, Forward(DENOISE, 2, 32, 1024, "bfloat16"), 1088)
-    assert found.weights / 1e9 == pytest.approx(2 * 8.49, rel=1e-3)
-    assert found.kv == 2 * 1088 * 139_264
-    assert found.total == found.weights + found.kv + found.activations
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,6 @@ def one_chart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "charts_of", lambda record: [step_chart(record)])
 
 
-def test_pictures_are_named_after_the_record(make_record, one_chart, tmp_path: Path) -> None:
-    written = plots.draw(make_record((1,)), tmp_path / "h200.json")
-    assert [path.name for path in written] == [
-        f"h200-step.{kind}" for kind in ("png", "svg", "csv")
-    ]
-    assert sorted(written) == sorted(tmp_path.iterdir())
-
-
 def test_a_record_of_ops_alone_has_no_picture(record: BenchRecord, tmp_path: Path) -> None:
     assert plots.draw(replace(record, rows=[]), tmp_path / "r.json") == []
     assert list(tmp_path.iterdir()) == []

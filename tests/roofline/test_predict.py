@@ -6,7 +6,7 @@ import pytest
 
 from dlm_core import PRESETS
 from dlm_kernels import Cost
-from dlm_roofline.forward import DECODE, DENOISE, Forward
+from dlm_roofline.forward import DENOISE, Forward
 from dlm_roofline.predict import Roof, ridge_crossing
 from dlm_roofline.step_cost import step_cost, total
 
@@ -40,14 +40,6 @@ def test_ridge_and_slope() -> None:
     assert H200.step_seconds({"a": Cost(0, 4.3e12), "b": Cost(790e12, 1)}) == pytest.approx(2)
 
 
-@pytest.mark.parametrize("size, milliseconds", [("3b", 1.43), ("8b", 3.31), ("14b", 5.35)])
-def test_floor_of_a_forward_at_the_datasheet_bandwidth(size, milliseconds) -> None:
-    """One row without context: what streaming the published weights takes at 4.8 TB/s."""
-    roof = Roof(bandwidth=4.8e12, peak=990e12)
-    seconds = roof.step_seconds(step_cost(PRESETS[size], Forward(DECODE, 1, 1, 0, "bfloat16")))
-    assert seconds * 1e3 == pytest.approx(milliseconds, rel=0.005)
-
-
 @pytest.mark.parametrize("kept", [{}, {"weights": "int4"}, {"float8_cache": True}])
 @pytest.mark.parametrize("context", [0, 1024, 8192])
 def test_crossing_is_the_first_batch_at_the_ridge(context: int, kept: dict) -> None:
@@ -70,17 +62,3 @@ def test_a_low_ridge_is_crossed_within_one_block() -> None:
 def test_long_contexts_can_keep_a_step_below_the_ridge_for_good() -> None:
     """3B at 32k: a request reads 3.5 GB of context of its own, at 128 FLOP/byte at most."""
     assert ridge_crossing(PRESETS["3b"], replace(STEP, context=32768), 184) is None
-
-
-@pytest.mark.parametrize(
-    "change, low, high",
-    [
-        ({}, 1.0, 1.25),  # weights alone give 1 FLOP/byte a row, activations push it up
-        ({"weights": "fp8"}, 0.5, 0.75),  # of 8.5 billion parameters the head's 0.54 keep 16 bits
-        ({"weights": "int4"}, 0.25, 0.5),
-        ({"dtype": "float32"}, 2.0, 2.5),
-    ],
-)
-def test_rows_to_cross_follow_the_bytes_of_a_weight(change: dict, low: float, high: float) -> None:
-    batch, block = ridge_crossing(EIGHT, replace(STEP, block=1, **change), 50)
-    assert block == 1 and low * 50 < batch < high * 50

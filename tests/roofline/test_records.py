@@ -1,6 +1,5 @@
 """A record comes back as it was written, or not at all; and which records are shown by default."""
 
-import errno
 import json
 import os
 from dataclasses import replace
@@ -48,19 +47,14 @@ NEITHER = "peer 'plain torch' must have either a timing or a refused that says w
 @pytest.mark.parametrize(
     "place, value, message",
     [
-        ("schema", MISSING, "schema is None; this version reads 5"),
         ("schema", 4, "schema is 4; this version reads 5"),
         ("ceilings read", MISSING, "missing required field `read` - at `$.ceilings`"),
-        ("ceilings read best", "1", "Expected `float`, got `str` - at `$.ceilings.read.best`"),
-        ("rows 3 timing low", MISSING, "missing required field `low` - at `$.rows[3].timing`"),
         ("rows 3 timing runs", 1.5, "Expected `int`, got `float` - at `$.rows[3].timing.runs`"),
         ("rows 3 timing low", 0, "low 0.0 and high"),
         ("rows 3 timing median", 9, "median is 9.0, low"),
-        ("rows 0 timing", None, "Expected `object`, got `null` - at `$.rows[0].timing`"),
         ("rows 0 kind", "guess", "kind is 'guess'; it must be one of op, stage, step"),
         ("rows 0 bytes", 0, "bytes must be above 0, the others at least 0 - at `$.rows[0]`"),
         ("rows 0 flops", -1, "flops, bytes, exps are -1.0, "),
-        ("rows 0 forward block", 0, "block is 0; it must be at least 1 - at `$.rows[0].forward`"),
         ("rows 0 shape", {"rows": 1}, "stages have a model and a forward alone - at `$.rows[0]`"),
         ("rows 0 model", None, "of 'embedding and norms': stages have a model and a forward"),
         ("rows 5 forward", None, "of 'denoising step': steps have a model and a forward"),
@@ -69,7 +63,6 @@ NEITHER = "peer 'plain torch' must have either a timing or a refused that says w
         ("rows 2 dtype", "fp4", "rows[2].dtype is 'fp4'; ceilings.matmul has bfloat16,"),
         ("rows 5 peers 0 timing", None, f"{NEITHER} - at `$.rows[5].peers[0]`"),
         ("rows 5 peers 0 refused", "no", NEITHER),
-        ("device details", [], "Expected `object`, got `array` - at `$.device.details`"),
     ],
 )
 def test_a_field_that_is_not_as_it_must_be_is_named(
@@ -101,20 +94,11 @@ def test_what_is_no_record_is_refused_by_file(tmp_path: Path, text: str) -> None
         read(BenchRecord, tmp_path / "none.json")
 
 
-def test_what_cannot_be_written_leaves_what_was_there(
-    record: BenchRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_space(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    path = save(replace(record, complete=False), tmp_path / record.file_name)
+def test_what_no_json_can_hold_leaves_what_was_there(record: BenchRecord, tmp_path: Path) -> None:
+    path = save(record, tmp_path / record.file_name)
     with pytest.raises(ValueError, match="not JSON compliant"):
         save(replace(record, rows=[replace(record.rows[0], flops=float("nan"))]), path)
-    monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(OSError, match="No space left on device"):
-        save(record, path)
-    assert not read(BenchRecord, path).complete
-    assert os.listdir(tmp_path) == [path.name]
+    assert read(BenchRecord, path) == record
 
 
 def test_a_folder_that_cannot_be_written_to_is_known_beforehand(tmp_path: Path) -> None:
@@ -216,5 +200,3 @@ def test_floors(record: BenchRecord) -> None:
     assert whole == pytest.approx(sum(parts))
     head = replace(record.rows[0], exps=3.7e12)
     assert record.floor(head) == pytest.approx(1.0)
-    unmeasured = replace(record, ceilings=replace(record.ceilings, exps=None))
-    assert unmeasured.floor(head) < 0.1

@@ -27,8 +27,7 @@ each_kind = pytest.mark.parametrize("kind", BLOCKS)
 
 
 def of_8b(kind: str, batch: int = 1, context: int = 1000, **more) -> dict[str, Cost]:
-    block = more.pop("block", BLOCKS.get(kind, 32))
-    return step_cost(EIGHT, Forward(kind, batch, block, context, "bfloat16", **more))
+    return step_cost(EIGHT, Forward(kind, batch, BLOCKS.get(kind, 32), context, "bfloat16", **more))
 
 
 def of_tiny(kind: str, block: int, context: int = 0) -> dict[str, Cost]:

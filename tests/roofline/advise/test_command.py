@@ -10,8 +10,7 @@ from dlm_core import PRESETS, cli
 from dlm_core.checkpoint import SMALL_MODEL
 from dlm_roofline import records
 from dlm_roofline.acceptance import PUBLISHED, Profile, Setting
-from dlm_roofline.advise.machine import machine_of
-from dlm_roofline.advise.ranking import QUANTIZATIONS, advise
+from dlm_roofline.advise.ranking import QUANTIZATIONS
 from dlm_roofline.records import BenchRecord, save
 
 
@@ -34,7 +33,7 @@ def run(capsys: pytest.CaptureFixture, *arguments: object, gpu: str = "h200") ->
     return " ".join(" ".join(text).split()), json.loads(closing)
 
 
-def test_tables_and_closing_line(saved: Path, grid_record: BenchRecord, capsys) -> None:
+def test_tables_and_closing_line(saved: Path, capsys) -> None:
     given = ["--model", "8b", "--records", saved, "--context", "1k,64k", "--batch", "1,64"]
     text, closing = run(capsys, *given, "--quantization", "none,int4", "--top", 3)
     for words in (
@@ -45,20 +44,19 @@ def test_tables_and_closing_line(saved: Path, grid_record: BenchRecord, capsys) 
         "diffusion 32, ≥ 0.9", "projections and MLP: memory",
     ):  # fmt: skip
         assert words in text, words
-    machine, profile = machine_of("h200", [grid_record]), PUBLISHED["8b"]
-    ranked = advise(
-        PRESETS["8b"], machine, profile, [1, 64], [1024, 65536], "latency",
-        quantizations=["none", "int4"],
-    )  # fmt: skip
-    best = [next(each for each in ranked if each.context == context) for context in (1024, 65536)]
+    near, far = closing.pop("advised")
     assert closing == {
         "model": "8b",
         "device": "NVIDIA H200",
         "objective": "latency",
         "profile": "8b",
         "record": saved.name,
-        "advised": [asdict(each) for each in best],
     }
+    assert near["setting"] == asdict(PUBLISHED["8b"].settings[2])
+    assert near["how_sure"] == "scaled from a measurement" and near["front"]
+    assert [(each["context"], each["quantization"], each["batch"]) for each in (near, far)] == [
+        (1024, "int4", 1), (65536, "int4", 1),
+    ]  # fmt: skip
 
 
 def test_what_rests_on_a_floor_is_said_to_be_at_most(capsys) -> None:
@@ -129,16 +127,10 @@ def test_help_names_no_path_that_need_not_exist(capsys) -> None:
     "changes, message",
     [
         ({"--model": "9b"}, "argument --model: '9b' is no folder with a config.json; it must be"),
-        ({"--gpu": "h2000"}, "there is no datasheet of 'h2000'; there are those of a100-40gb"),
-        ({"--gpu": "host"}, "'host' needs a record of a CPU"),
         ({"--gpu": "b200"}, "argument --records: none is of NVIDIA B200; they are of NVIDIA H200"),
         ({"--model": "tiny"}, "argument --acceptance: is missing; only figures of 3b, 8b, 14b and"),
-        ({"--batch": "0"}, "batch is 0; it must be at least 1"),
         ({"--batch": "1,,8"}, "argument --batch: '1,,8'; it must be as 1,8 or 1k"),
-        ({"--context": "k"}, "argument --context: 'k'; it must be as 1,8 or 1k"),
-        ({"--context": "256k"}, "context is 262144; it must be at most 262112"),
         ({"--objective": "speed"}, "argument --objective: invalid choice: 'speed'"),
-        ({"--min-accuracy": "0.7"}, "min_accuracy is 0.7; profile '8b' has at most 0.6404"),
         ({"--quantization": "int3"}, "argument --quantization: 'int3'; it must be one of none"),
         ({"--acceptance": "no.json"}, "no.json: No such file"),
     ],

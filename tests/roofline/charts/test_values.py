@@ -25,18 +25,6 @@ from dlm_roofline.step_time import step_times, whole
 SLOWDOWN = 1.25  # of conftest.py's records
 
 
-def timed_as(record: BenchRecord, seconds: Callable[[Forward], float]) -> BenchRecord:
-    """The record with whole steps that take `seconds(forward)`."""
-
-    def timed(row):
-        if row.kind == "stage":
-            return row
-        each = seconds(row.forward)
-        return replace(row, timing=replace(row.timing, median=each, low=each, high=each))
-
-    return replace(record, rows=[timed(row) for row in record.rows])
-
-
 def lines_of(axes: Axes, **style) -> list[Line2D]:
     """Without marks, of this style."""
     return [
@@ -117,7 +105,11 @@ def test_plain_torch_is_a_mark_or_off_the_scale_a_number(make_record, times, mar
 
 
 def test_slopes_are_those_of_the_nearest_lines(grid_record: BenchRecord) -> None:
-    chart = context_chart(timed_as(grid_record, lambda f: 2e-3 + 3e-9 * f.batch * f.context))
+    def timed(row):
+        each = 2e-3 + 3e-9 * row.forward.batch * row.forward.context
+        return replace(row, timing=replace(row.timing, median=each, low=each, high=each))
+
+    chart = context_chart(replace(grid_record, rows=[timed(row) for row in grid_record.steps()]))
     frame = chart.frame
     assert set(frame.batch) == {1, 8, 64} and set(frame.context) == {1024, 4096, 16384, 32768}
     assert frame.measured_slope_ns.tolist() == pytest.approx((3 * frame.batch).tolist())
