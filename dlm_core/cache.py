@@ -1,11 +1,17 @@
 """Keys and values of everything a model has committed to."""
 
+from typing import TYPE_CHECKING
+
 import torch
 
+from dlm_kernels.cache_layout import CacheView
 from dlm_kernels.validate import check_int
 
 from .config import ModelConfig
 from .kv_scales import KVScales, scales_of_cache
+
+if TYPE_CHECKING:
+    from .paged_cache import PagedKVCache
 
 
 class KVCache:
@@ -18,6 +24,7 @@ class KVCache:
     lengths: int32 [batch] on the device: tokens in the context of each request.
     max_length: a bound on `lengths` that the host knows without asking the device.
     block_table: None; `PagedKVCache` has one.
+    views: per layer all of it as the ops take it.
     """
 
     block_table = None
@@ -46,6 +53,7 @@ class KVCache:
         )
         self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
         self.max_length = 0
+        self.views = views_of(self)
 
     @property
     def batch(self) -> int:
@@ -73,3 +81,12 @@ class KVCache:
         self.check_room(tokens)
         self.lengths += tokens
         self.max_length += tokens
+
+
+def views_of(cache: "KVCache | PagedKVCache") -> list[CacheView]:
+    """Per layer a cache's tensors, as the ops take them."""
+    layers = zip(cache.keys, cache.values, cache.key_scales, cache.value_scales, strict=True)
+    return [
+        CacheView(keys, values, cache.lengths, cache.block_table, key_scale, value_scale)
+        for keys, values, key_scale, value_scale in layers
+    ]

@@ -79,7 +79,7 @@ def add_to(commands: "argparse._SubParsersAction") -> None:
     command.add_argument("--min-p", type=float, help="least probability, as a share of the largest")
     command.add_argument("--seed", type=int, default=0, help="of the sampling noise; default: 0")
     command.add_argument(
-        "--numerics", choices=NUMERICS, default="invariant", help="default: invariant"
+        "--numerics", choices=NUMERICS, default="batch_invariant", help="default: batch_invariant"
     )
     command.add_argument(
         "--lora",

@@ -23,23 +23,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from dlm_kernels import (
-    PartialSums,
-    QuantizedWeight,
-    block_attention,
-    gated_silu,
-    linear,
-    linear_partials,
-    residual_norm,
-    rope_kv_write,
-)
+from dlm_kernels import PartialSums, QuantizedWeight, linear
 from dlm_kernels.backend import contents_checked
-from dlm_kernels.cache_layout import CACHE_DTYPE
-from dlm_kernels.error_word import ID_OUT_OF_RANGE, set_where
+from dlm_kernels.block_attention import BlockAttention, block_attention_op
+from dlm_kernels.cache_layout import CACHE_DTYPE, NO_CACHE, CacheView, DraftGroups, own_positions
+from dlm_kernels.error_word import ID_OUT_OF_RANGE, check_error_word, set_where
+from dlm_kernels.gated_silu import GatedSilu, gated_silu_op
+from dlm_kernels.linear import Linear as Product
+from dlm_kernels.linear import linear_partials_op
+from dlm_kernels.residual_norm import ResidualNorm, residual_norm_op
+from dlm_kernels.rope_kv_write import RopeKvWrite, rope_kv_write_op
 from dlm_kernels.validate import (
     ID_DTYPES,
     MAX_BLOCK,
     MAX_DRAFT_ROWS,
+    NUMERICS,
     check_int,
     check_tensor,
 )
@@ -130,7 +128,9 @@ class RMSNorm(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(x + update, its norm); without an update x itself."""
         if numerics != "autograd":
-            return residual_norm(x, update, self.weight, self.eps)
+            sums = None if update is None else update.sums
+            updated, normed = residual_norm_op(ResidualNorm(x, sums, self.weight, self.eps))
+            return x if update is None else updated, normed
         if update is not None:
             x = x + update
         return x, F.rms_norm(x, self.weight.shape, self.weight, self.eps)
@@ -159,11 +159,21 @@ class Linear(nn.Module):
         """The product as the op behind it takes it: in parts, or whole if it has gradients."""
         if numerics == "autograd":
             return self(x, numerics)
-        return linear_partials(x, self.quantized or self.weight, numerics=numerics)
+        return _in_parts(x, self.quantized or self.weight, numerics)
 
     def keep(self, quantized: QuantizedWeight) -> None:
         """Let the weight go and keep this in its stead."""
         self.weight, self.quantized = None, quantized
+
+
+def _in_parts(x: Tensor, weight: Tensor | QuantizedWeight, numerics: str) -> PartialSums:
+    """`dlm_kernels.linear_partials` of what needs no check: x is contiguous, and both fit."""
+    if isinstance(weight, QuantizedWeight):
+        values, scales, kind, _ = weight
+    else:
+        values, scales, kind = weight, None, "plain"
+    sums = linear_partials_op(Product(x, values, scales, kind, numerics))
+    return PartialSums(sums, x.dtype)
 
 
 class MergedLinear:
@@ -204,7 +214,7 @@ class MergedLinear:
         """The product; see `Linear.in_parts`."""
         if numerics == "autograd":
             return torch.cat([layer(x, numerics) for layer in self.layers], -1)
-        return linear_partials(x, self.quantized or self.weight, numerics=numerics)
+        return _in_parts(x, self.quantized or self.weight, numerics)
 
     def keep(self, quantized: QuantizedWeight) -> None:
         """Let the layers' weights go and keep this in their stead."""
@@ -216,43 +226,51 @@ class MergedLinear:
 class CachedAttention(NamedTuple):
     """Attention of a block over the context in a cache and over itself."""
 
-    cache: KVCache | PagedKVCache
+    views: list[CacheView]
     rotations: Rotations
     causal: bool
-    draft_groups: tuple[int, int] | None
+    groups: DraftGroups
+    kv_heads: int
+    scale: float
+    bound: int  # on the contexts' lengths, which leaves room for what is written
     numerics: str
     error: Tensor | None
 
-    def __call__(self, layer: int, qkv: Tensor | PartialSums) -> Tensor:
-        cache = self.cache
-        keys, values = cache.keys[layer], cache.values[layer]
-        scales = {"k_scale": cache.key_scales[layer], "v_scale": cache.value_scales[layer]}
-        written = {}
-        if self.causal:
-            written = {
-                "k_cache": keys,
-                "v_cache": values,
-                "context_lens": cache.lengths,
-                "block_table": cache.block_table,
-                "draft_groups": self.draft_groups,
-                "error": self.error,
-                **scales,
-            }
-        q, k, v = rope_kv_write(qkv, *self.rotations, kv_heads=keys.shape[2], **written)
-        return block_attention(
-            q,
-            keys,
-            values,
-            cache.lengths,
-            k,
-            v,
-            block_table=cache.block_table,
-            draft_groups=self.draft_groups,
-            numerics=self.numerics,
-            max_context=cache.max_length,
-            error=self.error,
-            **scales,
-        )
+    @classmethod
+    def over(
+        cls,
+        cache: KVCache | PagedKVCache,
+        rotations: Rotations,
+        *,
+        causal: bool,
+        draft_groups: tuple[int, int] | None,
+        numerics: str,
+        error: Tensor | None,
+    ) -> "CachedAttention":
+        """Of a block of as many tokens as there are rotations; arguments are those of a forward."""
+        block = rotations.cos.shape[1]
+        groups = DraftGroups.of(draft_groups, block)
+        _, _, kv_heads, head_dim = cache.keys[0].shape
+        bound = min(cache.max_length, cache.capacity - own_positions(block, causal, groups))
+        how = (causal, groups, kv_heads, head_dim**-0.5, bound, numerics, error)
+        return cls(cache.views, rotations, *how)
+
+    def __call__(self, layer: int, qkv: PartialSums) -> Tensor:
+        return self.attended(layer, *self.rotated(layer, qkv))
+
+    # Both run the ops themselves: their arguments fit, for the model and the cache saw to that.
+
+    def rotated(self, layer: int, qkv: PartialSums) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What `dlm_kernels.rope_kv_write` returns; causal rows go into the cache."""
+        cache, error = (self.views[layer], self.error) if self.causal else (NO_CACHE, None)
+        call = RopeKvWrite(qkv, *self.rotations, self.kv_heads, cache, self.groups, error)
+        q, k, v = rope_kv_write_op(call)
+        return (q, k, v) if call.fresh else (q, None, None)
+
+    def attended(self, layer: int, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
+        """What `dlm_kernels.block_attention` returns."""
+        how = (self.groups, self.scale, self.numerics, self.bound, False, self.error)
+        return block_attention_op(BlockAttention(q, self.views[layer], k, v, *how))[0]
 
 
 class LayerInputs(NamedTuple):
@@ -307,7 +325,7 @@ class GatedMLP(nn.Module):
         if numerics == "autograd":
             gated = F.silu(self.gate_proj(x, numerics)) * self.up_proj(x, numerics)
         else:
-            gated = gated_silu(self.gate_up.in_parts(x, numerics))
+            gated = gated_silu_op(GatedSilu(self.gate_up.in_parts(x, numerics)))
         return self.down_proj.in_parts(gated, numerics)
 
 
@@ -408,7 +426,7 @@ class Model(nn.Module):
         *,
         causal: bool,
         draft_groups: tuple[int, int] | None = None,
-        numerics: str = "invariant",
+        numerics: str = "batch_invariant",
         lora: bool = False,
         error: Tensor | None = None,
     ) -> Tensor:
@@ -425,9 +443,9 @@ class Model(nn.Module):
                 what follows it; see `dlm_kernels.block_attention`. The first token of each group
                 stands behind that of the group before, its masks behind it, and only the tokens
                 outside the masks are written to the cache. M may then be up to 512.
-            numerics: "invariant": a row's bits depend on its own tokens and context alone, not on
-                its batch nor, if causal, on the block it is computed in (on a CPU: at a fixed
-                number of threads). "fast": kernels may choose by shape.
+            numerics: "batch_invariant": a row's bits depend on its own tokens and context alone,
+                not on its batch nor, if causal, on the block it is computed in (on a CPU: at a
+                fixed number of threads). "fast": kernels may choose by shape.
             lora: run the projections that hold the draft LoRA; needs `has_draft_lora`.
             error: device error word to set, int32 [1]. An id outside the vocabulary is clamped and
                 sets it; under DLM_CHECK=1 it is a ValueError.
@@ -445,11 +463,10 @@ class Model(nn.Module):
         block = tokens.shape[1]
         longest = MAX_BLOCK if draft_groups is None else MAX_DRAFT_ROWS
         check_int("M, the length of tokens,", block, 1, longest)
-        if cache.dtype not in (self.dtype, CACHE_DTYPE):
-            raise TypeError(
-                f"cache holds {cache.dtype}; it must hold {self.dtype}, as the model, or"
-                " float8_e4m3fn"
-            )
+        self._check_cache(cache)
+        if numerics not in NUMERICS:
+            raise ValueError(f"numerics is {numerics!r}; it must be one of {', '.join(NUMERICS)}")
+        check_error_word(error, self.device)
         if lora and not self.has_draft_lora:
             raise ValueError("lora is True; the model's checkpoint held no draft LoRA")
         row, written = torch.arange(block, device=tokens.device), block
@@ -462,8 +479,25 @@ class Model(nn.Module):
             cache.check_room(written)
         ids = self._in_vocabulary(tokens, error)
         rotations = self.rotary(cache.lengths[:, None].long() + row)
-        attend = CachedAttention(cache, rotations, causal, draft_groups, numerics, error)
+        how = {"causal": causal, "draft_groups": draft_groups, "numerics": numerics}
+        attend = CachedAttention.over(cache, rotations, **how, error=error)
         return self.encoder(ids, LayerInputs(attend, numerics, lora))
+
+    def _check_cache(self, cache: KVCache | PagedKVCache) -> None:
+        """Raise unless a cache was made for such a model: its layers do not look again."""
+        if cache.dtype not in (self.dtype, CACHE_DTYPE):
+            raise TypeError(
+                f"cache holds {cache.dtype}; it must hold {self.dtype}, as the model, or"
+                " float8_e4m3fn"
+            )
+        config, keys = self.config, cache.keys
+        ours = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+        if (theirs := (len(keys), *keys[0].shape[2:])) != ours:
+            raise ValueError(
+                f"cache has (layers, KV heads, head_dim) {theirs}; the model has {ours}"
+            )
+        if keys[0].device != self.device:
+            raise ValueError(f"cache is on {keys[0].device}; it must be on {self.device}")
 
     def _in_vocabulary(self, tokens: Tensor, error: Tensor | None) -> Tensor:
         vocab = self.config.vocab_size
@@ -474,7 +508,7 @@ class Model(nn.Module):
         set_where(error, ids != tokens, ID_OUT_OF_RANGE)
         return ids
 
-    def logits(self, hidden: Tensor, numerics: str = "invariant") -> Tensor:
+    def logits(self, hidden: Tensor, numerics: str = "batch_invariant") -> Tensor:
         """Logits [..., vocab_size] of hidden states [..., hidden_size], in the model's dtype."""
         return self.diffusion_head(hidden, numerics)
 

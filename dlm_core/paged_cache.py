@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dlm_kernels.validate import check_int
 
+from .cache import views_of
 from .config import ModelConfig
 from .kv_scales import KVScales, scales_of_cache
 
@@ -215,7 +216,7 @@ class Context:
 class PagedKVCache:
     """The contexts of a batch as a forward sees them; see `KVCache` for the meaning of each.
 
-    keys, values: per layer the pool's pages.
+    keys, values, views: per layer, of the pool's pages.
     block_table: int32 [batch, n], the pages of each request in order.
     lengths: int32 [batch] on the device. max_length: a bound on them known to the host.
     """
@@ -252,6 +253,7 @@ class PagedKVCache:
         self.key_scales, self.value_scales = pool.key_scales, pool.value_scales
         self.page_size = pool.page_size
         self.block_table, self.lengths, self.max_length = block_table, lengths, max_length
+        self.views = views_of(self)
 
     @property
     def batch(self) -> int:

@@ -29,7 +29,7 @@ def block_attention(
     block_table: Tensor | None = None,
     draft_groups: tuple[int, int] | None = None,
     scale: float | None = None,
-    numerics: str = "invariant",
+    numerics: str = "batch_invariant",
     max_context: int | None = None,
     return_lse: bool = False,
     error: Tensor | None = None,
@@ -107,14 +107,16 @@ def _report(error: Tensor | None, bit: int) -> None:
         error |= bit
 
 
-def linear(x: Tensor, weight: Tensor | QuantizedWeight, *, numerics: str = "invariant") -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor | QuantizedWeight, *, numerics: str = "batch_invariant"
+) -> Tensor:
     if isinstance(weight, QuantizedWeight):
         weight = dequantized(weight)
     return x.double() @ weight.double().T
 
 
 def linear_partials(
-    x: Tensor, weight: Tensor | QuantizedWeight, *, numerics: str = "invariant"
+    x: Tensor, weight: Tensor | QuantizedWeight, *, numerics: str = "batch_invariant"
 ) -> PartialSums:
     return PartialSums(linear(x, weight)[None], torch.float64)
 
@@ -280,7 +282,7 @@ def _row_statistics(x: Tensor, bans: list[int]) -> tuple[int, float, float, floa
 
 
 def lm_head_confidence(
-    hidden: Tensor, weight: Tensor, *, numerics: str = "invariant", **options
+    hidden: Tensor, weight: Tensor, *, numerics: str = "batch_invariant", **options
 ) -> Confidence:
     return confidence(linear(hidden, weight).to(hidden.dtype), **options)
 

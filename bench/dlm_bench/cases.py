@@ -165,7 +165,7 @@ def lm_head_case(
         # Logits so small that their rounding moves no probability by more than 1%.
         head *= 0.25 * features**-0.5
 
-        def run(numerics: str = "invariant") -> Confidence:
+        def run(numerics: str = "batch_invariant") -> Confidence:
             return lm_head_confidence(hidden, head, numerics=numerics)
 
         def view(result: Any) -> tuple[Tensor, ...]:
@@ -242,7 +242,7 @@ def attention_case(
         q, k, v, *given, lengths = _attention_inputs(batch, context, config, dtype, device)
         caches, scales = _in_float8(given) if float8 else (given, {})
 
-        def run(numerics: str = "invariant") -> Tensor:
+        def run(numerics: str = "batch_invariant") -> Tensor:
             return block_attention(q, *caches, lengths, k, v, numerics=numerics, **scales)
 
         def unquantised() -> Tensor:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlm_core.model import Rotations
-from dlm_kernels import Confidence, Rule, block_attention, remask_scatter, rope_kv_write
+from dlm_core.model import CachedAttention
+from dlm_kernels import Confidence, Rule, remask_scatter
 from dlm_roofline.forward import DECODE, DENOISE, QUADRATIC
 from dlm_roofline.step_cost import ATTENTION, EMBEDDING, HEAD, PROJECTIONS, REMASK
 
@@ -21,7 +21,7 @@ from .steps import StepBench
 
 Call = Callable[[], object]
 
-_NUMERICS = "invariant"
+_NUMERICS = "batch_invariant"
 
 
 def stages_of(bench: StepBench) -> dict[str, tuple[Call, Call | None]]:
@@ -55,7 +55,15 @@ class _Stages:
         embedded = self.model.encoder.embed_tokens(bench.tokens)
         self.x = norm(self.model.encoder.norm, torch.randn_like(embedded))
         self.qkv = attention.qkv.in_parts(self.x, _NUMERICS)
-        self.q, self.k, self.v = self._rotate(self.model.rotary(self.positions), 0)
+        self.attend = CachedAttention.over(
+            self.cache,
+            self.model.rotary(self.positions),
+            causal=self.forward.causal,
+            draft_groups=self.forward.draft_groups,
+            numerics=_NUMERICS,
+            error=self.runner.error,
+        )
+        self.q, self.k, self.v = self.attend.rotated(0, self.qkv)
         self.attended = torch.randn_like(self.q).flatten(-2)
         self.of_attention = attention.o_proj.in_parts(self.attended, _NUMERICS)
         self.of_mlp = mlp(self.x, _NUMERICS)
@@ -66,34 +74,13 @@ class _Stages:
             "eos_id": self.model.config.eos_token_id,
         }
 
-    def _cached(self, layer: int) -> dict[str, Tensor | tuple | None]:
-        """What the ops that read and write the cache have in common."""
-        return {
-            "draft_groups": self.forward.draft_groups,
-            "k_scale": self.cache.key_scales[layer],
-            "v_scale": self.cache.value_scales[layer],
-            "error": self.runner.error,
-        }
-
-    def _rotate(self, rotations: Rotations, layer: int | None) -> tuple[Tensor, ...]:
-        """Queries and keys rotated; those of a causal forward go to the cache of `layer`."""
-        written = {}
-        if self.forward.causal and layer is not None:
-            written = self._cached(layer) | {
-                "k_cache": self.cache.keys[layer],
-                "v_cache": self.cache.values[layer],
-                "context_lens": self.cache.lengths,
-            }
-        kv_heads = self.model.config.num_key_value_heads
-        return rope_kv_write(self.qkv, *rotations, kv_heads=kv_heads, **written)
-
     def embedding_and_norms(self) -> Tensor:
         encoder, update = self.model.encoder, None
         hidden = encoder.embed_tokens(self.bench.tokens)
-        rotations = self.model.rotary(self.positions)
+        attend = self.attend._replace(rotations=self.model.rotary(self.positions))
         for i, layer in enumerate(self.layers):
             hidden, _ = layer.input_layernorm(hidden, update, _NUMERICS)
-            self._rotate(rotations, i)
+            attend.rotated(i, self.qkv)
             hidden, _ = layer.post_attention_layernorm(hidden, self.of_attention, _NUMERICS)
             update = self.of_mlp
         return encoder.norm(hidden, update, _NUMERICS)[1]
@@ -105,10 +92,8 @@ class _Stages:
             layer.mlp(self.x, _NUMERICS)
 
     def attention(self) -> None:
-        cache = self.cache
-        for i, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
-            inputs = (self.q, keys, values, cache.lengths, self.k, self.v)
-            block_attention(*inputs, max_context=cache.max_length, **self._cached(i))
+        for i in range(len(self.layers)):
+            self.attend.attended(i, self.q, self.k, self.v)
 
     def head_and_confidence(self) -> Tensor | Confidence:
         if self.forward.kind != DENOISE:
@@ -123,7 +108,7 @@ class _Stages:
     def peers(self) -> dict[str, Call]:
         """Each stage in plain torch."""
         model, cache, x = self.model, self.cache, self.x
-        q, k, v = self._rotate(model.rotary(self.positions), None)
+        q, k, v = self.attend._replace(causal=False).rotated(0, self.qkv)
         whole_update = self.of_mlp.total()
 
         def embedding_and_norms() -> Tensor:

@@ -67,7 +67,7 @@ class StepBench:
         self._step = torch.zeros(batch, dtype=torch.int64, device=device)
         self._position = torch.zeros(shape, dtype=torch.int64, device=device)
 
-    def step(self, numerics: str = "invariant") -> Tensor:
+    def step(self, numerics: str = "batch_invariant") -> Tensor:
         """The whole forward; returns the tokens it chose, of a denoising step the block."""
         runner, forward = replace(self.runner, numerics=numerics), self.forward
         if forward.kind == DECODE:

@@ -29,8 +29,8 @@ class Batch:
                 print(request.take_new_tokens(), request.finished)
 
     Where pages run out, the request that came
-    last moves to host memory and goes on later. Under `invariant` numerics a request's tokens are
-    the same whatever happens around it.
+    last moves to host memory and goes on later. Under `batch_invariant` numerics a request's tokens
+    are the same whatever happens around it.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Batch:
         *,
         pages: int,
         page_size: int = 64,
-        numerics: str = "invariant",
+        numerics: str = "batch_invariant",
         kv_scales: KVScales | None = None,
         graphs: bool | None = None,
     ) -> None:

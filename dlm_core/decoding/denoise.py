@@ -8,12 +8,11 @@ from torch import Tensor
 from dlm_kernels import (
     BlockState,
     Confidence,
-    Noise,
     Rule,
     RuleTable,
     confidence,
-    remask_scatter,
 )
+from dlm_kernels.remask_scatter import RemaskScatter, remask_scatter_op
 
 from ..cache import KVCache
 from ..paged_cache import PagedKVCache
@@ -76,22 +75,18 @@ def denoise_step(
     # Whole rows of logits are looked at to draw from them, or at the tokens that stand.
     logits = None if needs.greedy and not needs.remasks else runner.logits(hidden)
     candidate, sureness = _candidates(runner, hidden, logits, cache, state, needs, table)
-    token_probability = noise = None
+    token_probability = seed = position = None
     if needs.remasks:
         token_probability = _standing_probability(logits, state.tokens, needs.logit_shift)
     if needs.draws_noise:
-        noise = Noise(table.seed, cache.lengths, config.vocab_size)
-    remask_scatter(
-        state,
-        candidate,
-        sureness,
-        rules,
-        mask_id=config.mask_token_id,
-        eos_id=config.eos_token_id if needs.eos == "ends" else None,
-        token_probability=token_probability,
-        noise=noise,
-        error=runner.error,
-    )
+        seed, position = table.seed, cache.lengths
+    eos_id = config.eos_token_id if needs.eos == "ends" else -1
+    remask_scatter_op(
+        RemaskScatter(
+            state, candidate, sureness, rules.numbers, rules.counts, token_probability,
+            seed, position, config.vocab_size, config.mask_token_id, eos_id, runner.error,
+        )
+    )  # fmt: skip
 
 
 def _standing_probability(logits: Tensor, tokens: Tensor, shift: int) -> Tensor:

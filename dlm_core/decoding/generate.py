@@ -26,7 +26,7 @@ def generate(
     steps: int | None = None,
     lora: bool | None = None,
     sampling: Sampling | None = None,
-    numerics: str = "invariant",
+    numerics: str = "batch_invariant",
     on_step: Callable[[StepEvent], None] | None = None,
 ) -> Generation:
     """Generate behind one prompt. The mask id is never chosen, in any mode.
@@ -50,9 +50,9 @@ def generate(
             evenly over so many steps, the earlier ones taking the remainder.
         lora: linear_spec: draft with the checkpoint's draft LoRA. By default, where it has one.
         sampling: temperature, filters and seed; greedy by default.
-        numerics: "invariant": tokens are a function of the request alone. "fast": products and
-            attention may round by shape, so that self-speculation can differ from autoregressive
-            decoding where two tokens are about equally likely.
+        numerics: "batch_invariant": tokens are a function of the request alone. "fast": products
+            and attention may round by shape, so that self-speculation can differ from
+            autoregressive decoding where two tokens are about equally likely.
         on_step: diffusion: called after each denoising step.
 
     Raises:
@@ -87,7 +87,7 @@ def infill(
     threshold: float | None = None,
     steps: int | None = None,
     sampling: Sampling | None = None,
-    numerics: str = "invariant",
+    numerics: str = "batch_invariant",
     on_step: Callable[[StepEvent], None] | None = None,
 ) -> Generation:
     """Fill a gap of `length` tokens between two texts, of which neither changes.
@@ -127,7 +127,7 @@ def refine(
     rule: Rule | str = DEFAULT_REFINE_RULE,
     block_length: int | None = None,
     sampling: Sampling | None = None,
-    numerics: str = "invariant",
+    numerics: str = "batch_invariant",
     on_step: Callable[[StepEvent], None] | None = None,
 ) -> Generation:
     """Revise a draft, block after block: tokens are edited, or masked again and filled anew.
@@ -163,7 +163,7 @@ def stream(
     max_new_tokens: int,
     mode: str = "autoregressive",
     *,
-    numerics: str = "invariant",
+    numerics: str = "batch_invariant",
     events: bool = False,
     **options,
 ) -> Iterator[list[int] | StepEvent]:

@@ -12,11 +12,12 @@ from torch import Tensor
 from dlm_kernels import (
     Confidence,
     DeviceError,
-    lm_head_confidence,
     new_error_word,
     raise_on_error,
 )
+from dlm_kernels.confidence import Selection, as_confidence
 from dlm_kernels.error_word import NAN_LOGITS, set_where
+from dlm_kernels.lm_head_confidence import HeadCall, lm_head_confidence_op
 
 from ..cache import KVCache
 from ..model import Model
@@ -58,7 +59,7 @@ class Runner:
     def of(
         cls,
         model: Model,
-        numerics: str = "invariant",
+        numerics: str = "batch_invariant",
         *,
         pool: PagePool | None = None,
         graphs: bool = False,
@@ -87,20 +88,20 @@ class Runner:
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.logits(hidden, self.numerics)
 
-    def statistics(self, hidden: Tensor, **asked) -> Confidence:
-        """`confidence` of the logits of hidden states [batch, M, hidden_size], a row a token.
-
-        The logits never lie in memory all at once. asked: arguments of `lm_head_confidence`.
-        """
-        head = self.model.diffusion_head.weight
-        return lm_head_confidence(
-            hidden.flatten(0, 1),
-            head,
-            banned=self.banned,
-            numerics=self.numerics,
-            error=self.error,
-            **asked,
-        )
+    def statistics(
+        self,
+        hidden: Tensor,
+        *,
+        tokens: Tensor | None = None,
+        mask_id: int = -1,
+        entropy: bool = False,
+        margin: bool = False,
+    ) -> Confidence:
+        """`lm_head_confidence` of hidden states [batch, M, hidden_size], a row a token."""
+        selection = Selection(tokens, mask_id, self.banned, entropy, margin, self.error)
+        rows, head = hidden.flatten(0, 1), self.model.diffusion_head.weight
+        found = lm_head_confidence_op(HeadCall(rows, head, self.numerics, selection))
+        return as_confidence(found, selection)
 
     def choose(
         self, hidden: Tensor, table: SamplingTable | None, position: Tensor, step: Tensor

@@ -1,6 +1,6 @@
 """Self-speculation: one checkpoint drafts by diffusion and verifies autoregressively.
 
-Greedy, both variants give the tokens of autoregressive decoding: under `invariant` numerics a
+Greedy, both variants give the tokens of autoregressive decoding: under `batch_invariant` numerics a
 verified row of logits has the bits that the same token decoded alone has. At a temperature drafts
 are accepted by speculative rejection sampling, so that the tokens have the distribution of
 autoregressive sampling.

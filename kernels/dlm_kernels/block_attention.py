@@ -27,16 +27,18 @@ same operations in the same order: the same bits, without partial results in mem
 start splits are longer, so that long contexts leave fewer partial results. The fresh keys belong to
 the split that holds the end of the context, for a draft group its last key in the cache.
 
-Numerics "invariant": tiles and splits lie at fixed absolute positions and a tile's shape does not
-depend on the block, so a causal row's bits are a function of its own keys: the same alone, in any
-batch, decoded by itself or verified among 256, from a contiguous cache or from any pages. The fresh
-keys of each draft group have tiles of their own, so its masks' bits do not depend on other groups;
-its slot 0 has the bits of a causal row. "fast": splits follow the batch to fill the chip.
+Numerics "batch_invariant": tiles and splits lie at fixed absolute positions and a tile's shape does
+not depend on the block, so a causal row's bits are a function of its own keys: the same alone, in
+any batch, decoded by itself or verified among 256, from a contiguous cache or from any pages. The
+fresh keys of each draft group have tiles of their own, so its masks' bits do not depend on other
+groups; its slot 0 has the bits of a causal row. "fast": splits follow the batch to fill the chip.
 
 Compulsory traffic: q, the keys and values any query sees, and out, once each. FLOPs: 4 head_dim
 for each visible (query, key) pair; one exponential a pair. The partials of a split context are
 overhead and not counted.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -44,15 +46,16 @@ import triton.language as tl
 from torch import Tensor
 
 from . import error_word, launch, torch_backend
-from .backend import backend_for, contents_checked
 from .cache_layout import (
+    CacheView,
+    DraftGroups,
     check_cache,
     check_contents,
     check_float8_on,
-    check_scales,
     own_positions,
 )
 from .cost import Cost
+from .op import Op
 from .validate import (
     FLOAT_DTYPES,
     HEAD_DIMS,
@@ -99,18 +102,17 @@ def block_attention_cost(
     r + 1 for causal row r, context + lead + j + 1 for slot 0 of group j, and length - 1 more for
     each of its masks. Every one of the context + block keys is seen by some query.
     """
-    lead = draft_length = 0
+    lead, draft_length = in_groups = DraftGroups.of(draft_groups, block)
     visible = block * (context + block)
     if causal:
         visible -= block * (block - 1) / 2
     if draft_groups is not None:
-        groups, draft_length = draft_groups
-        lead = block - groups * draft_length
+        groups = draft_groups[0]
         visible = block * context + lead * (lead + 1) / 2
         visible += draft_length * (groups * lead + groups * (groups + 1) / 2)
         visible += groups * (draft_length - 1) ** 2
     pairs = batch * query_heads * visible
-    own_in_cache = own_positions(block, causal, lead, draft_length)
+    own_in_cache = own_positions(block, causal, in_groups)
     fresh = 2 * (block - own_in_cache) * kv_heads * head_dim
     cached = 2 * (context + own_in_cache) * kv_heads * head_dim
     scales = 0
@@ -542,36 +544,41 @@ def merge_kernel(
 # --- launcher
 
 
-def _launch(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    context_lens: Tensor,
-    block_table: Tensor | None,
-    k: Tensor | None,
-    v: Tensor | None,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
-    lead: int,
-    draft_length: int,
-    scale: float,
-    numerics: str,
-    context_limit: int,
-    return_lse: bool,
-    error: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    out, lse = _empty_outputs(q, return_lse)
+class BlockAttention(NamedTuple):
+    """Arguments of the op; see `block_attention`. Without `return_lse` the lse is empty."""
+
+    q: Tensor
+    cache: CacheView
+    k: Tensor | None
+    v: Tensor | None
+    groups: DraftGroups
+    scale: float
+    numerics: str
+    context_limit: int  # that no context length is beyond
+    return_lse: bool
+    error: Tensor | None
+
+    @property
+    def own(self) -> int:
+        """Of the block's positions those that lie in the cache."""
+        return own_positions(self.q.shape[1], self.k is None, self.groups)
+
+
+def _launch(call: BlockAttention) -> tuple[Tensor, Tensor]:
+    q, cache, k, v, groups, scale, numerics, context_limit, return_lse, error = call
+    k_cache, v_cache, context_lens, block_table, k_scale, v_scale = cache
+    out, lse = _empty_outputs(call)
     batch, block, query_heads, head_dim = q.shape
     if batch == 0:
         return out, lse
     check_float8_on(k_cache, q.dtype)
     kv_heads = k_cache.shape[2]
     group = query_heads // kv_heads
-    causal, draft = k is None, draft_length > 0
+    causal, draft = k is None, groups.draft_length > 0
     page_size = 0 if block_table is None else k_cache.shape[1]
     table = launch.BLOCK_ATTENTION[launch.arch_of(q.device)][q.element_size()]
     config = launch.smallest_serving(table, head_dim)
-    longest = context_limit + own_positions(block, causal, lead, draft_length)
+    longest = context_limit + call.own
     block_m = config.block_m
     if numerics == "fast":
         block_m = min(block_m, max(16, triton.next_power_of_2(block * group)))
@@ -582,7 +589,7 @@ def _launch(
         sizes = (filling, 0, filling)
     splits = max(1, _splits_of.fn(longest, *sizes))
     # Draft groups over float8 leave no registers for a second accumulator.
-    walk = numerics == "invariant" and config.walks and not (draft and k_scale is not None)
+    walk = numerics == "batch_invariant" and config.walks and not (draft and k_scale is not None)
     if walk:
         rows = min(block_m, block * group)
         itemsize = k_cache.element_size()
@@ -596,7 +603,7 @@ def _launch(
     fresh_strides = (0,) * 6 if causal else (*k.stride()[:3], *v.stride()[:3])
     # What a call has no use for is None, which compiles to nothing.
     pages, stride_tb = (k_cache.shape[0], block_table.stride(0)) if page_size else (None, None)
-    draft_shape = (lead, draft_length) if draft else (None, None)
+    draft_shape = groups if draft else (None, None)
     grid = (batch * kv_heads, splits if partial else 1, triton.cdiv(block * group, block_m))
     split_kernel[grid](
         q, k_cache, v_cache, k, v, k_scale, v_scale, context_lens, block_table, out, lse,
@@ -671,54 +678,28 @@ def _processors(device: torch.device) -> int:
     return 132
 
 
-def _empty_outputs(q: Tensor, return_lse: bool) -> tuple[Tensor, Tensor]:
-    lse_shape = q.shape[:3] if return_lse else (0,)
-    return q.new_empty(q.shape), q.new_empty(lse_shape, dtype=torch.float32)
+def _empty_outputs(call: BlockAttention) -> tuple[Tensor, Tensor]:
+    shape = call.q.shape
+    lse_shape = shape[:3] if call.return_lse else (0,)
+    return call.q.new_empty(shape), call.q.new_empty(lse_shape, dtype=torch.float32)
 
 
 # --- op
 
 
-_IMPLEMENTATIONS = {
-    "triton": _launch,
-    "torch": torch_backend.block_attention,
-}
+def _check_contents(call: BlockAttention) -> None:
+    check_contents(call.cache, limit=call.context_limit, own=call.own, behind=False)
 
 
-@torch.library.custom_op("dlm_kernels::block_attention", mutates_args=("error",))
-def _block_attention_op(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    context_lens: Tensor,
-    block_table: Tensor | None,
-    k: Tensor | None,
-    v: Tensor | None,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
-    lead: int,
-    draft_length: int,
-    scale: float,
-    numerics: str,
-    context_limit: int,
-    return_lse: bool,
-    error: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    if contents_checked():
-        own = own_positions(q.shape[1], k is None, lead, draft_length)
-        check_contents(k_cache, context_lens, block_table, limit=context_limit, first=None, own=own)
-    return _IMPLEMENTATIONS[backend_for(q)](
-        q, k_cache, v_cache, context_lens, block_table, k, v, k_scale, v_scale, lead, draft_length,
-        scale, numerics, context_limit, return_lse, error,
-    )  # fmt: skip
-
-
-@_block_attention_op.register_fake
-def _(
-    q, k_cache, v_cache, context_lens, block_table, k, v, k_scale, v_scale, lead, draft_length,
-    scale, numerics, context_limit, return_lse, error,
-):  # fmt: skip
-    return _empty_outputs(q, return_lse)
+block_attention_op = Op(
+    BlockAttention,
+    name="block_attention",
+    fake=_empty_outputs,
+    check=_check_contents,
+    mutated=("error",),
+    triton=_launch,
+    torch=torch_backend.block_attention,
+)
 
 
 def block_attention(
@@ -734,7 +715,7 @@ def block_attention(
     block_table: Tensor | None = None,
     draft_groups: tuple[int, int] | None = None,
     scale: float | None = None,
-    numerics: str = "invariant",
+    numerics: str = "batch_invariant",
     max_context: int | None = None,
     return_lse: bool = False,
     error: Tensor | None = None,
@@ -765,8 +746,8 @@ def block_attention(
             r sees the cache up to position context + r, every row of group j up to context + lead +
             j, and a mask also the fresh k, v of its group's masks. Other fresh k, v are not read.
         scale: of the scores, positive; default head_dim ** -0.5.
-        numerics: "invariant" (a row's bits depend on its own query and keys alone; in plain torch
-            on a CPU, for one number of threads) or "fast".
+        numerics: "batch_invariant" (a row's bits depend on its own query and keys alone; in plain
+            torch on a CPU, for one number of threads) or "fast".
         max_context: a bound on context_lens known to the host; default what the cache can hold. A
             tight bound launches fewer programs; a longer context is cut to it and sets the error
             word. A CUDA graph keeps the bound it was captured with.
@@ -787,37 +768,30 @@ def block_attention(
         TypeError, ValueError: a dtype, shape, stride, device or range does not fit; the message
             names it. Triton reads a float8 cache on compute capability 8.9 and newer.
     """
-    shape = ("batch", "block", "query_heads", "head_dim")
-    check_tensor("q", q, shape=shape, dtypes=FLOAT_DTYPES)
+    check_tensor("q", q, ("batch", "block", "query_heads", "head_dim"), FLOAT_DTYPES)
     batch, block, query_heads, head_dim = q.shape
     longest = MAX_BLOCK if draft_groups is None else MAX_DRAFT_ROWS
     if not 1 <= block <= longest:
         raise ValueError(f"q has a block of {block} queries; it must be in [1, {longest}]")
     if head_dim not in HEAD_DIMS:
         raise ValueError(f"q has head_dim {head_dim}; it must be a power of two from 16 to 256")
-    like_q = {"dtype": q.dtype, "device": q.device}
-    capacity = check_cache(
-        k_cache, v_cache, block_table, batch=batch, kv_heads="kv_heads", head_dim=head_dim, **like_q
-    )
-    check_scales(k_scale, v_scale, k_cache)
+    cache = CacheView(k_cache, v_cache, context_lens, block_table, k_scale, v_scale)
+    check_cache(cache, batch, "kv_heads", head_dim, q.dtype, q.device)
     kv_heads = k_cache.shape[2]
     if kv_heads == 0 or query_heads == 0 or query_heads % kv_heads:
         raise ValueError(
             f"k_cache has {kv_heads} KV heads; they must divide q's {query_heads} query heads"
         )
-    int32 = {"dtypes": (torch.int32,), "device": q.device}
-    check_tensor("context_lens", context_lens, shape=(batch,), **int32)
+    check_unit_stride("q", q)
     if (k is None) != (v is None):
         raise ValueError(f"{'k' if k is None else 'v'} is None; k and v go together")
-    fresh = {} if k is None else {"k": k, "v": v}
-    same = {"dtypes": (q.dtype,), "device": q.device}
-    for name, tensor in fresh.items():
-        check_tensor(name, tensor, shape=(batch, block, kv_heads, head_dim), **same)
-    for name, tensor in {"q": q, **fresh, "context_lens": context_lens}.items():
-        check_unit_stride(name, tensor)
-    lead, draft_length = 0, 0
+    if k is not None:
+        shape, dtypes = (batch, block, kv_heads, head_dim), (q.dtype,)
+        for name, tensor in (("k", k), ("v", v)):
+            check_tensor(name, tensor, shape, dtypes, q.device)
+            check_unit_stride(name, tensor)
     if draft_groups is not None:
-        lead, draft_length = check_draft_groups(draft_groups, block)
+        check_draft_groups(draft_groups, block)
         if k is None:
             raise ValueError("k is None; draft_groups needs k and v")
     if scale is None:
@@ -828,19 +802,21 @@ def block_attention(
     if numerics not in NUMERICS:
         raise ValueError(f"numerics is {numerics!r}; it must be one of {', '.join(NUMERICS)}")
     check_bool("return_lse", return_lse)
-    own = own_positions(block, k is None, lead, draft_length)
-    context_limit = capacity - own
+    groups = DraftGroups.of(draft_groups, block)
+    own = own_positions(block, k is None, groups)
+    context_limit = cache.capacity - own
     if context_limit < 0:
         what = f"a causal block of {block} lies in it"
-        if draft_length:
+        if groups.draft_length:
             what = f"the {own} causal and slot-0 rows of a block with draft groups lie in it"
-        raise ValueError(f"k_cache holds {capacity} keys; {what}")
+        raise ValueError(f"k_cache holds {cache.capacity} keys; {what}")
     if max_context is not None:
         check_int("max_context", max_context, 0, context_limit)
         context_limit = max_context
     error_word.check_error_word(error, q.device)
-    out, lse = _block_attention_op(
-        q, k_cache, v_cache, context_lens, block_table, k, v, k_scale, v_scale, lead, draft_length,
-        float(scale), numerics, context_limit, return_lse, error,
-    )  # fmt: skip
+    out, lse = block_attention_op(
+        BlockAttention(
+            q, cache, k, v, groups, float(scale), numerics, context_limit, return_lse, error
+        )
+    )
     return (out, lse) if return_lse else out

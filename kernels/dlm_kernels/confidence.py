@@ -24,8 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import error_word, launch, torch_backend
-from .backend import backend_for, contents_checked
 from .cost import Cost
+from .op import Op
 from .validate import (
     FLOAT_DTYPES,
     ID_DTYPES,
@@ -389,21 +389,40 @@ def merge_kernel(
 # --- launcher
 
 
-def _launch(
-    logits: Tensor,
-    tokens: Tensor | None,
-    mask_id: int,
-    banned: Tensor | None,
-    entropy: bool,
-    margin: bool,
-    error: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+class Selection(NamedTuple):
+    """What is asked of every row; see `confidence`."""
+
+    tokens: Tensor | None  # None: every row counts
+    mask_id: int  # -1 without tokens
+    banned: Tensor | None
+    entropy: bool
+    margin: bool
+    error: Tensor | None
+
+    @property
+    def n_banned(self) -> int:
+        return 0 if self.banned is None else self.banned.numel()
+
+
+# token, probability, logsumexp, entropy and margin of each row, the last two empty if not asked for
+Statistics = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+class ConfidenceCall(NamedTuple):
+    """Arguments of the op; see `confidence`."""
+
+    logits: Tensor
+    selection: Selection
+
+
+def _launch(call: ConfidenceCall) -> Statistics:
+    logits, selection = call
     rows, vocab = logits.shape
     if rows == 0:
-        return empty_statistics(logits, entropy, margin)
+        return _fake(call)
     partials = empty_partials(logits, rows, chunks_of(logits, vocab))
-    launch_chunks(logits, *partials, 0, 0, tokens, mask_id, banned, entropy, margin)
-    return launch_merge(*partials, tokens, mask_id, banned, vocab, entropy, margin, error)
+    launch_chunks(logits, *partials, 0, 0, selection)
+    return launch_merge(*partials, vocab, selection)
 
 
 def chunks_of(like: Tensor, ids: int) -> int:
@@ -423,11 +442,7 @@ def launch_chunks(
     best_ids: Tensor,
     first_id: int,
     first_column: int,
-    tokens: Tensor | None,
-    mask_id: int,
-    banned: Tensor | None,
-    entropy: bool,
-    margin: bool,
+    selection: Selection,
 ) -> None:
     """Statistics of logits [rows, ids] of the ids from `first_id` on, in chunks.
 
@@ -437,62 +452,52 @@ def launch_chunks(
     columns = best_ids.shape[1]
     config = launch.CONFIDENCE[launch.arch_of(logits.device)]
     n_chunks = chunks_of(logits, ids)
-    n_banned = 0 if banned is None else banned.numel()
     chunk_kernel[(rows * n_chunks,)](
-        logits, tokens, banned, partials, best_ids,
+        logits, selection.tokens, selection.banned, partials, best_ids,
         first_id, first_id + ids, n_chunks, columns, rows * columns, logits.stride(0),
-        first_column, mask_id, n_banned,
+        first_column, selection.mask_id, selection.n_banned,
         CHUNK=config.chunk,
         LANES=32 * config.num_warps,
         VECTOR=16 // logits.element_size(),
-        HAS_TOKENS=tokens is not None,
-        HAS_BANNED=n_banned > 0,
-        WITH_ENTROPY=entropy,
-        WITH_MARGIN=margin,
+        HAS_TOKENS=selection.tokens is not None,
+        HAS_BANNED=selection.n_banned > 0,
+        WITH_ENTROPY=selection.entropy,
+        WITH_MARGIN=selection.margin,
         STAGES=config.num_stages,
         num_warps=config.num_warps,
     )  # fmt: skip
 
 
 def launch_merge(
-    partials: Tensor,
-    best_ids: Tensor,
-    tokens: Tensor | None,
-    mask_id: int,
-    banned: Tensor | None,
-    vocab: int,
-    entropy: bool,
-    margin: bool,
-    error: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    partials: Tensor, best_ids: Tensor, vocab: int, selection: Selection
+) -> Statistics:
     """Merge a row's chunks: partials float32 [5, rows, n_chunks], best_ids int32 [rows, n_chunks].
 
     Both are contiguous. `chunk_kernel` says what they hold.
     """
     rows, n_chunks = best_ids.shape
-    results = empty_statistics(best_ids, entropy, margin)
+    results = empty_statistics(best_ids, selection)
     if rows == 0:
         return results
-    n_banned = 0 if banned is None else banned.numel()
     chunks = triton.next_power_of_2(n_chunks)
     merge_kernel[(rows,)](
-        partials, best_ids, tokens, banned, *results, error,
-        vocab, n_chunks, rows * n_chunks, mask_id, n_banned,
+        partials, best_ids, selection.tokens, selection.banned, *results, selection.error,
+        vocab, n_chunks, rows * n_chunks, selection.mask_id, selection.n_banned,
         CHUNKS=chunks,
-        HAS_TOKENS=tokens is not None,
-        HAS_BANNED=n_banned > 0,
-        HAS_ERROR=error is not None,
-        WITH_ENTROPY=entropy,
-        WITH_MARGIN=margin,
+        HAS_TOKENS=selection.tokens is not None,
+        HAS_BANNED=selection.n_banned > 0,
+        HAS_ERROR=selection.error is not None,
+        WITH_ENTROPY=selection.entropy,
+        WITH_MARGIN=selection.margin,
         num_warps=min(max(chunks // 256, 1), 16),
     )  # fmt: skip
     return results
 
 
-def empty_statistics(like: Tensor, entropy: bool, margin: bool) -> tuple[Tensor, ...]:
-    """Room for the fields of `Confidence`, a row of each for each of `like`."""
+def empty_statistics(like: Tensor, selection: Selection) -> Statistics:
+    """Room for what is asked of each row of `like`."""
     rows = like.shape[0]
-    sizes = (rows, rows, rows if entropy else 0, rows if margin else 0)
+    sizes = (rows, rows, rows if selection.entropy else 0, rows if selection.margin else 0)
     floats = (like.new_empty(size, dtype=torch.float32) for size in sizes)
     return like.new_empty(rows, dtype=torch.int32), *floats
 
@@ -500,30 +505,19 @@ def empty_statistics(like: Tensor, entropy: bool, margin: bool) -> tuple[Tensor,
 # --- op
 
 
-_IMPLEMENTATIONS = {
-    "triton": _launch,
-    "torch": torch_backend.confidence,
-}
+def _fake(call: ConfidenceCall) -> Statistics:
+    return empty_statistics(*call)
 
 
-@torch.library.custom_op("dlm_kernels::confidence", mutates_args=("error",))
-def _confidence_op(
-    logits: Tensor,
-    tokens: Tensor | None,
-    mask_id: int,
-    banned: Tensor | None,
-    entropy: bool,
-    margin: bool,
-    error: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    check_banned_ids(banned, logits.shape[1])
-    implementation = _IMPLEMENTATIONS[backend_for(logits)]
-    return implementation(logits, tokens, mask_id, banned, entropy, margin, error)
-
-
-@_confidence_op.register_fake
-def _(logits, tokens, mask_id, banned, entropy, margin, error):
-    return empty_statistics(logits, entropy, margin)
+confidence_op = Op(
+    ConfidenceCall,
+    name="confidence",
+    fake=_fake,
+    check=lambda call: check_banned_ids(call.selection, call.logits.shape[1]),
+    mutated=("selection.error",),
+    triton=_launch,
+    torch=torch_backend.confidence,
+)
 
 
 def confidence(
@@ -559,24 +553,21 @@ def confidence(
     rows, vocab = logits.shape
     if not 1 <= vocab < 2**30:
         raise ValueError(f"logits has a vocabulary of {vocab}; it must be in [1, 2**30)")
-    check_rows_and_bans(rows, logits.device, tokens, mask_id, banned)
-    check_bool("entropy", entropy)
-    check_bool("margin", margin)
-    error_word.check_error_word(error, logits.device)
-    results = _confidence_op(
-        logits, tokens, -1 if mask_id is None else mask_id, banned, entropy, margin, error
-    )
-    return as_confidence(results, entropy, margin)
+    selection = checked_selection(logits, tokens, mask_id, banned, entropy, margin, error)
+    return as_confidence(confidence_op(ConfidenceCall(logits, selection)), selection)
 
 
-def check_rows_and_bans(
-    rows: int,
-    device: torch.device,
+def checked_selection(
+    like: Tensor,
     tokens: Tensor | None,
     mask_id: int | None,
     banned: Tensor | None,
-) -> None:
-    """Raise unless these say which rows count and which ids may not be chosen."""
+    entropy: bool,
+    margin: bool,
+    error: Tensor | None,
+) -> Selection:
+    """What is asked of each row of `like`; an error names what does not fit."""
+    rows, device = like.shape[0], like.device
     if (tokens is None) != (mask_id is None):
         missing = "tokens" if tokens is None else "mask_id"
         raise ValueError(f"{missing} is None; tokens and mask_id go together")
@@ -589,23 +580,27 @@ def check_rows_and_bans(
         check_unit_stride("banned", banned)
         if banned.numel() > MAX_BANNED:
             raise ValueError(f"banned holds {banned.numel()} ids; at most {MAX_BANNED} are allowed")
+    check_bool("entropy", entropy)
+    check_bool("margin", margin)
+    error_word.check_error_word(error, device)
+    return Selection(tokens, -1 if mask_id is None else mask_id, banned, entropy, margin, error)
 
 
-def check_banned_ids(banned: Tensor | None, vocab: int) -> None:
-    """Under DLM_CHECK=1, raise unless every banned id is in the vocabulary."""
-    if contents_checked() and banned is not None:
-        outside = [i for i in banned.tolist() if not 0 <= i < vocab]
+def check_banned_ids(selection: Selection, vocab: int) -> None:
+    """Raise unless every banned id is in the vocabulary; reads the device."""
+    if selection.banned is not None:
+        outside = [i for i in selection.banned.tolist() if not 0 <= i < vocab]
         if outside:
             raise ValueError(f"banned holds {outside[0]}; ids must be in [0, {vocab})")
 
 
-def as_confidence(results: tuple[Tensor, ...], entropy: bool, margin: bool) -> Confidence:
+def as_confidence(results: Statistics, selection: Selection) -> Confidence:
     """What an op returned, None in the place of what was not asked for."""
     token, probability, logsumexp, row_entropy, row_margin = results
     return Confidence(
         token,
         probability,
         logsumexp,
-        row_entropy if entropy else None,
-        row_margin if margin else None,
+        row_entropy if selection.entropy else None,
+        row_margin if selection.margin else None,
     )

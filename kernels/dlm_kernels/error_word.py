@@ -7,7 +7,7 @@ the word together with the done flag, when it has to wait for the device anyway.
 import torch
 from torch import Tensor
 
-from .validate import check_tensor
+from .validate import INT32, check_tensor
 
 NAN_LOGITS = 1
 LENGTH_OUT_OF_RANGE = 2
@@ -48,7 +48,7 @@ def raise_on_error(word: Tensor | int) -> None:
 
 def check_error_word(error: Tensor | None, device: torch.device) -> None:
     if error is not None:
-        check_tensor("error", error, shape=(1,), dtypes=(torch.int32,), device=device)
+        check_tensor("error", error, (1,), INT32, device)
 
 
 def set_where(error: Tensor | None, fault: Tensor, bit: int) -> None:

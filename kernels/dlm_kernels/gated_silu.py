@@ -10,14 +10,15 @@ Compulsory traffic: the product read once, the result written once. An add, a di
 one exponential an element of the result.
 """
 
-import torch
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import launch, torch_backend
-from .backend import backend_for
 from .cost import Cost
+from .op import Op
 from .partial_sums import PartialSums, as_partial_sums, load_total
 
 
@@ -59,11 +60,18 @@ def silu_kernel(
 # --- launcher
 
 
-def _launch(sums: Tensor, dtype: torch.dtype) -> Tensor:
-    out = _empty_output(sums, dtype)
-    rows, intermediate = out.shape
+class GatedSilu(NamedTuple):
+    """Arguments of the op; see `gated_silu`."""
+
+    gate_up: PartialSums
+
+
+def _launch(call: GatedSilu) -> Tensor:
+    sums, out = call.gate_up.sums, _empty_output(call)
     if out.numel() == 0:
         return out
+    intermediate = out.shape[-1]
+    rows = out.numel() // intermediate
     config = launch.GATED_SILU[launch.arch_of(sums.device)]
     silu_kernel[(rows, triton.cdiv(intermediate, config.block))](
         sums, out,
@@ -75,28 +83,22 @@ def _launch(sums: Tensor, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def _empty_output(sums: Tensor, dtype: torch.dtype) -> Tensor:
-    _, rows, features = sums.shape
-    return sums.new_empty((rows, features // 2), dtype=dtype)
+def _empty_output(call: GatedSilu) -> Tensor:
+    sums, dtype = call.gate_up
+    *leading, features = sums.shape[1:]
+    return sums.new_empty((*leading, features // 2), dtype=dtype)
 
 
 # --- op
 
 
-_IMPLEMENTATIONS = {
-    "triton": _launch,
-    "torch": torch_backend.gated_silu,
-}
-
-
-@torch.library.custom_op("dlm_kernels::gated_silu", mutates_args=())
-def _gated_silu_op(sums: Tensor, dtype: torch.dtype) -> Tensor:
-    return _IMPLEMENTATIONS[backend_for(sums)](sums, dtype)
-
-
-@_gated_silu_op.register_fake
-def _(sums, dtype):
-    return _empty_output(sums, dtype)
+gated_silu_op = Op(
+    GatedSilu,
+    name="gated_silu",
+    fake=_empty_output,
+    triton=_launch,
+    torch=torch_backend.gated_silu,
+)
 
 
 def gated_silu(gate_up: Tensor | PartialSums) -> Tensor:
@@ -112,11 +114,9 @@ def gated_silu(gate_up: Tensor | PartialSums) -> Tensor:
     Raises:
         TypeError, ValueError: a dtype, shape or stride does not fit; the message names it.
     """
-    sums, dtype = gate_up = as_partial_sums("gate_up", gate_up)
+    gate_up = as_partial_sums("gate_up", gate_up)
     if len(gate_up.shape) == 0 or gate_up.shape[-1] % 2 or gate_up.shape[-1] == 0:
         raise ValueError(
             f"gate_up has shape {list(gate_up.shape)}; it must be [..., 2 intermediate]"
         )
-    *leading, features = gate_up.shape
-    out = _gated_silu_op(sums.reshape(len(sums), -1, features), dtype)
-    return out.view(*leading, features // 2)
+    return gated_silu_op(GatedSilu(gate_up))

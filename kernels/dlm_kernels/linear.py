@@ -47,6 +47,7 @@ from torch import Tensor
 from . import launch, torch_backend
 from .backend import backend_for
 from .cost import Cost
+from .op import Op
 from .partial_sums import PartialSums, load_total
 from .quantized_weight import GROUP, LARGEST, QuantizedWeight
 from .validate import FLOAT_DTYPES, NUMERICS, check_tensor, check_unit_stride
@@ -313,6 +314,34 @@ def sum_kernel(
 # --- launchers
 
 
+class Linear(NamedTuple):
+    """Arguments of the ops; see `linear`.
+
+    x: [..., in_features], contiguous, or two-dimensional with rows any distance apart.
+    weight: with kind "plain"; else the values of a QuantizedWeight, with its scales and kind.
+    """
+
+    x: Tensor
+    weight: Tensor
+    scales: Tensor | None = None
+    kind: str = "plain"
+    numerics: str = "batch_invariant"
+
+    @property
+    def rows(self) -> int:
+        return self.x.numel() // self.x.shape[-1]
+
+    @property
+    def by_library(self) -> bool:
+        """Whether this is torch's product: "fast", unless our kernel is there and rows are few."""
+        if self.numerics != "fast" or self.kind != "plain":
+            return False
+        if backend_for(self.x) != "triton":
+            return True
+        config = launch.LINEAR[launch.arch_of(self.x.device)][self.x.element_size()]
+        return self.rows > config.library_rows
+
+
 class _Plan(NamedTuple):
     """How one product is launched."""
 
@@ -323,8 +352,9 @@ class _Plan(NamedTuple):
     in_parts: bool  # each program takes one segment, else all of them
 
 
-def _plan(x: Tensor, values: Tensor, kind: str) -> _Plan:
-    (rows, in_features), out_features = x.shape, values.shape[0]
+def _plan(call: Linear) -> _Plan:
+    x, values, _, kind, _ = call
+    rows, in_features, out_features = call.rows, x.shape[-1], values.shape[0]
     configs = launch.LINEAR[launch.arch_of(x.device)]
     config = configs[x.element_size() if kind == "plain" else kind]
     tile = launch.tile_serving(config.tiles, rows)
@@ -357,28 +387,33 @@ def segment_length(in_features: int, out_features: int, config: launch.LinearLau
     return triton.cdiv(longest, GROUP) * GROUP
 
 
-def _empty_sums(x: Tensor, values: Tensor, plan: _Plan) -> Tensor:
-    (rows, in_features), out_features = x.shape, values.shape[0]
+def _empty_sums(call: Linear, plan: _Plan) -> Tensor:
+    *leading, in_features = call.x.shape
     parts = triton.cdiv(in_features, plan.segment) if plan.in_parts else 1
-    dtype = x.dtype if parts == 1 else torch.float32
-    return x.new_empty((parts, rows, out_features), dtype=dtype)
+    dtype = call.x.dtype if parts == 1 else torch.float32
+    return call.x.new_empty((parts, *leading, call.weight.shape[0]), dtype=dtype)
 
 
-def _launch_partials(x: Tensor, values: Tensor, scales: Tensor | None, kind: str) -> Tensor:
-    if kind != "plain" and x.dtype == torch.float32:
-        values = QuantizedWeight(values, scales, kind, x.shape[1]).dequantized()
-        scales, kind = None, "plain"
-    tile, block_k, even, segment, in_parts = plan = _plan(x, values, kind)
-    sums = _empty_sums(x, values, plan)
-    parts, rows, out_features = sums.shape
+def _launch_partials(call: Linear) -> Tensor:
+    if call.by_library:
+        return F.linear(call.x, call.weight)[None]
+    in_features = call.x.shape[-1]
+    if call.kind != "plain" and call.x.dtype == torch.float32:
+        whole = QuantizedWeight(call.weight, call.scales, call.kind, in_features).dequantized()
+        call = Linear(call.x, whole)
+    x, values, scales, kind, _ = call
+    tile, block_k, even, segment, in_parts = plan = _plan(call)
+    sums = _empty_sums(call, plan)
+    parts, rows, out_features = len(sums), call.rows, len(values)
     if rows == 0:
         return sums
     decoded = kind != "plain" and isinstance(product_kernel, triton.JITFunction)
     grid = triton.cdiv(rows, tile.block_r), triton.cdiv(out_features, tile.block_o), parts
     product_kernel[grid](
         x, values.view(torch.uint8) if kind == "fp8" else values, scales, sums,
-        rows, x.shape[1], out_features,
-        x.stride(0), values.stride(0), 0 if scales is None else scales.stride(0),
+        rows, in_features, out_features,
+        x.stride(0) if x.dim() == 2 else in_features,
+        values.stride(0), 0 if scales is None else scales.stride(0),
         BLOCK_O=tile.block_o,
         BLOCK_R=tile.block_r,
         BLOCK_K=block_k,
@@ -395,65 +430,61 @@ def _launch_partials(x: Tensor, values: Tensor, scales: Tensor | None, kind: str
     return sums
 
 
-def _launch(x: Tensor, values: Tensor, scales: Tensor | None, kind: str) -> Tensor:
-    sums = _launch_partials(x, values, scales, kind)
+def _launch(call: Linear) -> Tensor:
+    sums = _launch_partials(call)
     if len(sums) == 1:
         return sums[0]
-    out = _empty_output(x, values)
+    out = _empty_output(call)
     sum_kernel[(triton.cdiv(out.numel(), 1024),)](
-        sums, out, *out.shape, SEGMENTS=len(sums), BLOCK=1024, num_warps=4
+        sums, out, call.rows, out.shape[-1], SEGMENTS=len(sums), BLOCK=1024, num_warps=4
     )
     return out
 
 
-def _empty_output(x: Tensor, values: Tensor) -> Tensor:
-    return x.new_empty((x.shape[0], values.shape[0]))
+def _empty_output(call: Linear) -> Tensor:
+    return call.x.new_empty((*call.x.shape[:-1], call.weight.shape[0]))
 
 
 # --- ops
 
 
-_IMPLEMENTATIONS = {
-    "triton": _launch,
-    "torch": torch_backend.linear,
-}
+linear_op = Op(
+    Linear,
+    name="linear",
+    fake=_empty_output,
+    triton=_launch,
+    torch=torch_backend.linear,
+)
 
 
-@torch.library.custom_op("dlm_kernels::linear", mutates_args=())
-def _linear_op(x: Tensor, values: Tensor, scales: Tensor | None, kind: str) -> Tensor:
-    return _IMPLEMENTATIONS[backend_for(x)](x, values, scales, kind)
+def _fake_partials(call: Linear) -> Tensor:
+    if backend_for(call.x) != "triton" or call.by_library:
+        return _empty_output(call)[None]
+    kind = "plain" if call.x.dtype == torch.float32 else call.kind
+    return _empty_sums(call, _plan(call._replace(kind=kind)))
 
 
-@_linear_op.register_fake
-def _(x, values, scales, kind):
-    return _empty_output(x, values)
+# The sums of PartialSums in x's dtype.
+linear_partials_op = Op(
+    Linear,
+    name="linear_partials",
+    fake=_fake_partials,
+    triton=_launch_partials,
+    torch=lambda call: torch_backend.linear(call)[None],
+)
 
 
-@torch.library.custom_op("dlm_kernels::linear_partials", mutates_args=())
-def _linear_partials_op(x: Tensor, values: Tensor, scales: Tensor | None, kind: str) -> Tensor:
-    backend = backend_for(x)
-    if backend == "triton":
-        return _launch_partials(x, values, scales, kind)
-    return _IMPLEMENTATIONS[backend](x, values, scales, kind)[None]
-
-
-@_linear_partials_op.register_fake
-def _(x, values, scales, kind):
-    if backend_for(x) == "triton":
-        kind = "plain" if x.dtype == torch.float32 else kind
-        return _empty_sums(x, values, _plan(x, values, kind))
-    return _empty_output(x, values)[None]
-
-
-def linear(x: Tensor, weight: Tensor | QuantizedWeight, *, numerics: str = "invariant") -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor | QuantizedWeight, *, numerics: str = "batch_invariant"
+) -> Tensor:
     """x W^T, each row a function of that row alone.
 
     Args:
         x: bfloat16, float16 or float32 [..., in_features].
         weight: [out_features, in_features] in x's dtype; rows may lie any distance apart, each of
             them contiguous. Or a QuantizedWeight of that shape, whose values and scales are finite.
-        numerics: "invariant", or "fast": torch's product where it has been found faster, whose
-            bits may depend on the number of rows. Sums are taken in float32 either way.
+        numerics: "batch_invariant", or "fast": torch's product where it has been found faster,
+            whose bits may depend on the number of rows. Sums are taken in float32 either way.
 
     On a CPU the invariance holds at a fixed number of threads.
 
@@ -463,14 +494,12 @@ def linear(x: Tensor, weight: Tensor | QuantizedWeight, *, numerics: str = "inva
     Raises:
         TypeError, ValueError: a dtype, shape, stride or device does not fit; the message names it.
     """
-    rows, arguments = _checked(x, weight, numerics)
-    if _by_library(rows, weight, numerics):
-        return F.linear(x, weight)
-    return _linear_op(rows, *arguments).view(*x.shape[:-1], weight.shape[0])
+    out = linear_op(_checked(x, weight, numerics))
+    return out if out.dim() == x.dim() else out.view(*x.shape[:-1], weight.shape[0])
 
 
 def linear_partials(
-    x: Tensor, weight: Tensor | QuantizedWeight, *, numerics: str = "invariant"
+    x: Tensor, weight: Tensor | QuantizedWeight, *, numerics: str = "batch_invariant"
 ) -> PartialSums:
     """`linear` with its segments not yet added, for a kernel that adds them as it loads them.
 
@@ -481,34 +510,20 @@ def linear_partials(
         the product itself, [1, ..., out_features], where there is one segment, where rows alone
         fill the chip, or on another backend than Triton.
     """
-    rows, arguments = _checked(x, weight, numerics)
-    if _by_library(rows, weight, numerics):
-        return PartialSums(F.linear(x, weight)[None], x.dtype)
-    sums = _linear_partials_op(rows, *arguments)
-    return PartialSums(sums.view(len(sums), *x.shape[:-1], weight.shape[0]), x.dtype)
+    sums = linear_partials_op(_checked(x, weight, numerics))
+    if sums.dim() != x.dim() + 1:
+        sums = sums.view(len(sums), *x.shape[:-1], weight.shape[0])
+    return PartialSums(sums, x.dtype)
 
 
-def _by_library(rows: Tensor, weight: Tensor | QuantizedWeight, numerics: str) -> bool:
-    """Whether this is torch's product: "fast", unless our kernel is there and rows are few."""
-    if numerics != "fast" or isinstance(weight, QuantizedWeight):
-        return False
-    if backend_for(rows) != "triton":
-        return True
-    config = launch.LINEAR[launch.arch_of(rows.device)][rows.element_size()]
-    return len(rows) > config.library_rows
-
-
-def _checked(
-    x: Tensor, weight: Tensor | QuantizedWeight, numerics: str
-) -> tuple[Tensor, tuple[Tensor, Tensor | None, str]]:
-    """x as rows, and the weight as the ops take it."""
+def _checked(x: Tensor, weight: Tensor | QuantizedWeight, numerics: str) -> Linear:
     if isinstance(weight, QuantizedWeight):
         _check_quantized(weight)
-        dtypes, arguments = FLOAT_DTYPES, (weight.values, weight.scales, weight.kind)
+        dtypes, kept = FLOAT_DTYPES, (weight.values, weight.scales, weight.kind)
     else:
         check_tensor("weight", weight, shape=("out_features", "in_features"), dtypes=FLOAT_DTYPES)
         check_unit_stride("weight", weight)
-        dtypes, arguments = (weight.dtype,), (weight, None, "plain")
+        dtypes, kept = (weight.dtype,), (weight, None, "plain")
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}; it must be a torch.Tensor")
     in_features = weight.shape[1]
@@ -518,10 +533,11 @@ def _checked(
         raise ValueError(f"weight has shape {list(weight.shape)}; it must not be empty")
     if numerics not in NUMERICS:
         raise ValueError(f"numerics is {numerics!r}; it must be one of {', '.join(NUMERICS)}")
-    rows = x.reshape(-1, in_features)
-    if rows.stride(-1) != 1:
-        rows = rows.contiguous()
-    return rows, arguments
+    if not (x.dim() == 2 and x.stride(1) == 1) and (x.dim() == 1 or not x.is_contiguous()):
+        x = x.reshape(-1, in_features)
+        if x.stride(1) != 1:
+            x = x.contiguous()
+    return Linear(x, *kept, numerics)
 
 
 def _check_quantized(weight: QuantizedWeight) -> None:

@@ -31,13 +31,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import error_word, launch, torch_backend
-from .backend import backend_for
+from . import launch, torch_backend
 from .confidence import (
     Confidence,
+    Selection,
+    Statistics,
     as_confidence,
     check_banned_ids,
-    check_rows_and_bans,
+    checked_selection,
     chunks_of,
     confidence_cost,
     empty_partials,
@@ -48,10 +49,10 @@ from .confidence import (
 )
 from .cost import Cost
 from .linear import linear_cost
+from .op import Op
 from .validate import (
     FLOAT_DTYPES,
     NUMERICS,
-    check_bool,
     check_int,
     check_tensor,
     check_unit_stride,
@@ -243,36 +244,45 @@ def head_kernel(
 # --- launchers
 
 
-def _launch(
-    hidden: Tensor,
-    weight: Tensor,
-    tokens: Tensor | None,
-    mask_id: int,
-    banned: Tensor | None,
-    entropy: bool,
-    margin: bool,
-    numerics: str,
-    error: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+class HeadCall(NamedTuple):
+    """Arguments of the op; see `lm_head_confidence`."""
+
+    hidden: Tensor
+    weight: Tensor
+    numerics: str
+    selection: Selection
+
+
+class ShardCall(NamedTuple):
+    """Arguments of the op; see `lm_head_partials`."""
+
+    hidden: Tensor
+    weight: Tensor
+    first_id: int
+    selection: Selection
+
+
+class MergeCall(NamedTuple):
+    """Arguments of the op; see `merge_partials`."""
+
+    statistics: Tensor
+    best_ids: Tensor
+    vocab: int
+    selection: Selection
+
+
+def _launch(call: HeadCall) -> Statistics:
+    hidden, weight, numerics, selection = call
     if numerics == "fast" and len(hidden) > _config_for(hidden).fused_rows:
-        partials = _library_partials(hidden, weight, tokens, mask_id, banned, entropy, margin)
+        partials = _library_partials(hidden, weight, selection)
     else:
-        partials = _launch_partials(hidden, weight, tokens, mask_id, banned, 0, entropy, margin)
-    vocab = weight.shape[0]
-    return launch_merge(*partials, tokens, mask_id, banned, vocab, entropy, margin, error)
+        partials = _launch_partials(ShardCall(hidden, weight, 0, selection))
+    return launch_merge(*partials, weight.shape[0], selection)
 
 
-def _launch_partials(
-    hidden: Tensor,
-    weight: Tensor,
-    tokens: Tensor | None,
-    mask_id: int,
-    banned: Tensor | None,
-    first_id: int,
-    entropy: bool,
-    margin: bool,
-) -> tuple[Tensor, Tensor]:
-    statistics, best_ids = _empty_partials(hidden, weight)
+def _launch_partials(call: ShardCall) -> tuple[Tensor, Tensor]:
+    hidden, weight, first_id, selection = call
+    statistics, best_ids = _empty_partials(call)
     rows, n_chunks = best_ids.shape
     if rows == 0:
         return statistics, best_ids
@@ -282,20 +292,19 @@ def _launch_partials(
     # Rows that don't divide into whole tiles load element by element: few at a time, or they spill.
     even = features % config.block_k == 0
     row_tiles = triton.cdiv(rows, tile.block_r)
-    n_banned = 0 if banned is None else banned.numel()
     head_kernel[(row_tiles * n_chunks,)](
-        hidden, weight, tokens, banned, statistics, best_ids,
+        hidden, weight, selection.tokens, selection.banned, statistics, best_ids,
         rows, row_tiles, features, vocab, n_chunks, hidden.stride(0), weight.stride(0),
-        first_id, mask_id, n_banned,
+        first_id, selection.mask_id, selection.n_banned,
         CHUNK=config.chunk,
         BLOCK_V=config.block_v,
         BLOCK_R=tile.block_r,
         BLOCK_K=config.block_k if even else 16,
         EVEN_K=even,
-        HAS_TOKENS=tokens is not None,
-        HAS_BANNED=n_banned > 0,
-        WITH_ENTROPY=entropy,
-        WITH_MARGIN=margin,
+        HAS_TOKENS=selection.tokens is not None,
+        HAS_BANNED=selection.n_banned > 0,
+        WITH_ENTROPY=selection.entropy,
+        WITH_MARGIN=selection.margin,
         STAGES=tile.num_stages,
         num_warps=tile.num_warps,
         enable_fp_fusion=False,  # where products and sums fuse could depend on the tile
@@ -304,13 +313,7 @@ def _launch_partials(
 
 
 def _library_partials(
-    hidden: Tensor,
-    weight: Tensor,
-    tokens: Tensor | None,
-    mask_id: int,
-    banned: Tensor | None,
-    entropy: bool,
-    margin: bool,
+    hidden: Tensor, weight: Tensor, selection: Selection
 ) -> tuple[Tensor, Tensor]:
     """As `_launch_partials`, of torch's product, a part of the vocabulary after the other.
 
@@ -326,9 +329,7 @@ def _library_partials(
         part = weight[first : first + ids]
         of_part = logits[: rows * len(part)].view(rows, len(part))
         torch.mm(hidden, part.T, out=of_part)
-        launch_chunks(
-            of_part, *partials, first, i * columns[0], tokens, mask_id, banned, entropy, margin
-        )
+        launch_chunks(of_part, *partials, first, i * columns[0], selection)
     return partials
 
 
@@ -336,92 +337,51 @@ def _config_for(hidden: Tensor) -> launch.LmHeadLaunch:
     return launch.LM_HEAD[launch.arch_of(hidden.device)][hidden.element_size()]
 
 
-def _empty_partials(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    chunks = triton.cdiv(weight.shape[0], _config_for(hidden).chunk)
-    return empty_partials(hidden, hidden.shape[0], chunks)
+def _empty_partials(call: ShardCall) -> tuple[Tensor, Tensor]:
+    chunks = triton.cdiv(call.weight.shape[0], _config_for(call.hidden).chunk)
+    return empty_partials(call.hidden, call.hidden.shape[0], chunks)
 
 
 # --- ops
 
 
-_IMPLEMENTATIONS = {
-    "triton": _launch,
-    "torch": torch_backend.lm_head_confidence,
-}
-_PARTIALS_IMPLEMENTATIONS = {
-    "triton": _launch_partials,
-    "torch": torch_backend.lm_head_partials,
-}
-_MERGE_IMPLEMENTATIONS = {
-    "triton": launch_merge,
-    "torch": torch_backend.merge_partials,
-}
+def _fake(call: HeadCall) -> Statistics:
+    return empty_statistics(call.hidden, call.selection)
 
 
-@torch.library.custom_op("dlm_kernels::lm_head_confidence", mutates_args=("error",))
-def _lm_head_confidence_op(
-    hidden: Tensor,
-    weight: Tensor,
-    tokens: Tensor | None,
-    mask_id: int,
-    banned: Tensor | None,
-    entropy: bool,
-    margin: bool,
-    numerics: str,
-    error: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    check_banned_ids(banned, weight.shape[0])
-    implementation = _IMPLEMENTATIONS[backend_for(hidden)]
-    return implementation(hidden, weight, tokens, mask_id, banned, entropy, margin, numerics, error)
+lm_head_confidence_op = Op(
+    HeadCall,
+    name="lm_head_confidence",
+    fake=_fake,
+    check=lambda call: check_banned_ids(call.selection, call.weight.shape[0]),
+    mutated=("selection.error",),
+    triton=_launch,
+    torch=torch_backend.lm_head_confidence,
+)
+
+# Its results are the first two fields of ConfidencePartials.
+lm_head_partials_op = Op(
+    ShardCall,
+    name="lm_head_partials",
+    fake=_empty_partials,
+    triton=_launch_partials,
+    torch=torch_backend.lm_head_partials,
+)
 
 
-@_lm_head_confidence_op.register_fake
-def _(hidden, weight, tokens, mask_id, banned, entropy, margin, numerics, error):
-    return empty_statistics(hidden, entropy, margin)
+def _fake_merge(call: MergeCall) -> Statistics:
+    return empty_statistics(call.best_ids, call.selection)
 
 
-@torch.library.custom_op("dlm_kernels::lm_head_partials", mutates_args=())
-def _lm_head_partials_op(
-    hidden: Tensor,
-    weight: Tensor,
-    tokens: Tensor | None,
-    mask_id: int,
-    banned: Tensor | None,
-    first_id: int,
-    entropy: bool,
-    margin: bool,
-) -> tuple[Tensor, Tensor]:
-    implementation = _PARTIALS_IMPLEMENTATIONS[backend_for(hidden)]
-    return implementation(hidden, weight, tokens, mask_id, banned, first_id, entropy, margin)
-
-
-@_lm_head_partials_op.register_fake
-def _(hidden, weight, tokens, mask_id, banned, first_id, entropy, margin):
-    return _empty_partials(hidden, weight)
-
-
-@torch.library.custom_op("dlm_kernels::merge_partials", mutates_args=("error",))
-def _merge_partials_op(
-    statistics: Tensor,
-    best_ids: Tensor,
-    tokens: Tensor | None,
-    mask_id: int,
-    banned: Tensor | None,
-    vocab: int,
-    entropy: bool,
-    margin: bool,
-    error: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    check_banned_ids(banned, vocab)
-    implementation = _MERGE_IMPLEMENTATIONS[backend_for(statistics)]
-    return implementation(
-        statistics, best_ids, tokens, mask_id, banned, vocab, entropy, margin, error
-    )
-
-
-@_merge_partials_op.register_fake
-def _(statistics, best_ids, tokens, mask_id, banned, vocab, entropy, margin, error):
-    return empty_statistics(best_ids, entropy, margin)
+merge_partials_op = Op(
+    MergeCall,
+    name="merge_partials",
+    fake=_fake_merge,
+    check=lambda call: check_banned_ids(call.selection, call.vocab),
+    mutated=("selection.error",),
+    triton=lambda call: launch_merge(*call),
+    torch=torch_backend.merge_partials,
+)
 
 
 def lm_head_confidence(
@@ -433,7 +393,7 @@ def lm_head_confidence(
     banned: Tensor | None = None,
     entropy: bool = False,
     margin: bool = False,
-    numerics: str = "invariant",
+    numerics: str = "batch_invariant",
     error: Tensor | None = None,
 ) -> Confidence:
     """What `confidence(linear(hidden, weight), ...)` gives, without logits [rows, vocab] in memory.
@@ -443,8 +403,8 @@ def lm_head_confidence(
         weight: [vocab, features] in hidden's dtype; rows as there. At most 2**24 of them.
         tokens, mask_id, banned, entropy, margin, error: as for `confidence`. Of a tile of rows
             without a mask, 16 to 128 of them, the product is not computed either.
-        numerics: "invariant" (a row's bits depend on that row and the weight alone; on a CPU at a
-            fixed number of threads), or "fast", which for more rows than `launch.LM_HEAD` says
+        numerics: "batch_invariant" (a row's bits depend on that row and the weight alone; on a CPU
+            at a fixed number of threads), or "fast", which for more rows than `launch.LM_HEAD` says
             takes torch's product, its logits 16 MiB at a time.
 
     Skipped rows, bans, ties, NaN and infinities are as there; NaN may come of the product. On CUDA
@@ -456,17 +416,11 @@ def lm_head_confidence(
         TypeError, ValueError: a dtype, shape, stride or device does not fit; the message names it.
     """
     _check_product(hidden, weight, 0)
-    check_rows_and_bans(hidden.shape[0], hidden.device, tokens, mask_id, banned)
-    check_bool("entropy", entropy)
-    check_bool("margin", margin)
+    selection = checked_selection(hidden, tokens, mask_id, banned, entropy, margin, error)
     if numerics not in NUMERICS:
         raise ValueError(f"numerics is {numerics!r}; it must be one of {', '.join(NUMERICS)}")
-    error_word.check_error_word(error, hidden.device)
-    mask_id = -1 if mask_id is None else mask_id
-    results = _lm_head_confidence_op(
-        hidden, weight, tokens, mask_id, banned, entropy, margin, numerics, error
-    )
-    return as_confidence(results, entropy, margin)
+    results = lm_head_confidence_op(HeadCall(hidden, weight, numerics, selection))
+    return as_confidence(results, selection)
 
 
 def lm_head_partials(
@@ -496,13 +450,8 @@ def lm_head_partials(
     """
     check_int("first_id", first_id, 0, _MAX_VOCAB - 1)
     _check_product(hidden, weight, first_id)
-    check_rows_and_bans(hidden.shape[0], hidden.device, tokens, mask_id, banned)
-    check_bool("entropy", entropy)
-    check_bool("margin", margin)
-    mask_id = -1 if mask_id is None else mask_id
-    partials = _lm_head_partials_op(
-        hidden, weight, tokens, mask_id, banned, first_id, entropy, margin
-    )
+    selection = checked_selection(hidden, tokens, mask_id, banned, entropy, margin, None)
+    partials = lm_head_partials_op(ShardCall(hidden, weight, first_id, selection))
     return ConfidencePartials(*partials, first_id, weight.shape[0], entropy, margin)
 
 
@@ -528,15 +477,12 @@ def merge_partials(
     """
     vocab = _check_partials(partials)
     first = partials[0]
-    check_rows_and_bans(first.best_ids.shape[0], first.best_ids.device, tokens, mask_id, banned)
-    error_word.check_error_word(error, first.best_ids.device)
+    asked = (tokens, mask_id, banned, first.entropy, first.margin, error)
+    selection = checked_selection(first.best_ids, *asked)
     statistics = torch.cat([shard.statistics for shard in partials], 2)
     best_ids = torch.cat([shard.best_ids for shard in partials], 1)
-    mask_id = -1 if mask_id is None else mask_id
-    results = _merge_partials_op(
-        statistics, best_ids, tokens, mask_id, banned, vocab, first.entropy, first.margin, error
-    )
-    return as_confidence(results, first.entropy, first.margin)
+    results = merge_partials_op(MergeCall(statistics, best_ids, vocab, selection))
+    return as_confidence(results, selection)
 
 
 def _check_product(hidden: Tensor, weight: Tensor, first_id: int) -> None:

@@ -41,8 +41,9 @@ class PartialSums(NamedTuple):
 def as_partial_sums(name: str, product: Tensor | PartialSums) -> PartialSums:
     """A product given whole or in parts as parts; TypeError or ValueError if it is neither."""
     if isinstance(product, Tensor):
-        check_tensor(name, product, shape=("...",) * product.dim(), dtypes=FLOAT_DTYPES)
-        return PartialSums(product.contiguous()[None], product.dtype)
+        check_tensor(name, product, product.shape, FLOAT_DTYPES)
+        whole = product if product.is_contiguous() else product.contiguous()
+        return PartialSums(whole.unsqueeze(0), product.dtype)
     if not isinstance(product, PartialSums):
         raise TypeError(
             f"{name} is a {type(product).__name__}; it must be a torch.Tensor or PartialSums"
@@ -50,8 +51,7 @@ def as_partial_sums(name: str, product: Tensor | PartialSums) -> PartialSums:
     sums, dtype = product
     if dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name}.dtype is {dtype}; it must be bfloat16 or float16 or float32")
-    dtypes = (torch.float32, dtype)
-    check_tensor(f"{name}.sums", sums, shape=("...",) * sums.dim(), dtypes=dtypes)
+    check_tensor(f"{name}.sums", sums, sums.shape, (torch.float32, dtype))
     whole = sums.dtype == dtype and dtype != torch.float32
     if sums.dim() < 2 or len(sums) == 0 or (whole and len(sums) > 1):
         raise ValueError(

@@ -26,9 +26,9 @@ import triton.language as tl
 from torch import Tensor
 
 from . import error_word, launch, rules, torch_backend
-from .backend import backend_for, contents_checked
 from .cost import Cost
 from .noise import RANDOM_CONFIDENCE, RENOISE, Noise
+from .op import Op
 from .rules import Rule, RuleTable, table_of
 from .validate import ID_DTYPES, MAX_BLOCK, check_int, check_tensor
 
@@ -357,41 +357,38 @@ def _settled(position, token, may_end, undecided, eos_id, BLOCK: tl.constexpr):
 # --- launcher
 
 
-def _launch(
-    tokens: Tensor,
-    fixed: Tensor,
-    commit_step: Tensor,
-    commit_confidence: Tensor,
-    masks_left: Tensor,
-    step: Tensor,
-    edit_step: Tensor,
-    done: Tensor,
-    candidate: Tensor,
-    confidence: Tensor,
-    numbers: Tensor,
-    counts: Tensor,
-    token_probability: Tensor | None,
-    seed: Tensor | None,
-    position: Tensor | None,
-    vocab_size: int,
-    mask_id: int,
-    eos_id: int,
-    error: Tensor | None,
-) -> None:
-    batch, block = tokens.shape
+class RemaskScatter(NamedTuple):
+    """Arguments of the op; see `remask_scatter`."""
+
+    state: BlockState
+    candidate: Tensor
+    confidence: Tensor
+    numbers: Tensor  # of a RuleTable, as counts
+    counts: Tensor
+    token_probability: Tensor | None
+    seed: Tensor | None  # of a Noise, as position and vocab_size
+    position: Tensor | None
+    vocab_size: int
+    mask_id: int
+    eos_id: int  # -1: none
+    error: Tensor | None
+
+
+def _launch(call: RemaskScatter) -> None:
+    batch, block = call.state.tokens.shape
     if batch == 0:
         return
-    table = launch.REMASK_SCATTER[launch.arch_of(tokens.device)]
+    table = launch.REMASK_SCATTER[launch.arch_of(call.state.tokens.device)]
     config = launch.smallest_serving(table, block)
     remask_kernel[(batch,)](
-        tokens, fixed, commit_step, commit_confidence, masks_left, step, edit_step, done,
-        candidate, confidence, numbers, counts, token_probability, seed, position, error,
-        block, mask_id, eos_id, vocab_size,
+        *call.state, call.candidate, call.confidence, call.numbers, call.counts,
+        call.token_probability, call.seed, call.position, call.error,
+        block, call.mask_id, call.eos_id, call.vocab_size,
         BLOCK=triton.next_power_of_2(block),
         COMPARE=config.compare,
-        HAS_REMASK=token_probability is not None,
-        HAS_NOISE=seed is not None,
-        HAS_ERROR=error is not None,
+        HAS_REMASK=call.token_probability is not None,
+        HAS_NOISE=call.seed is not None,
+        HAS_ERROR=call.error is not None,
         num_warps=config.num_warps,
     )  # fmt: skip
 
@@ -399,60 +396,31 @@ def _launch(
 # --- op
 
 
-_IMPLEMENTATIONS = {
-    "triton": _launch,
-    "torch": torch_backend.remask_scatter,
-}
+def _fake(call: RemaskScatter) -> None:
+    pass
 
 
-@torch.library.custom_op(
-    "dlm_kernels::remask_scatter",
-    mutates_args=(*(name for name in BlockState._fields if name != "fixed"), "error"),
-)
-def _remask_scatter_op(
-    tokens: Tensor,
-    fixed: Tensor,
-    commit_step: Tensor,
-    commit_confidence: Tensor,
-    masks_left: Tensor,
-    step: Tensor,
-    edit_step: Tensor,
-    done: Tensor,
-    candidate: Tensor,
-    confidence: Tensor,
-    numbers: Tensor,
-    counts: Tensor,
-    token_probability: Tensor | None,
-    seed: Tensor | None,
-    position: Tensor | None,
-    vocab_size: int,
-    mask_id: int,
-    eos_id: int,
-    error: Tensor | None,
-) -> None:
-    if contents_checked():
-        _check_steps(counts[:, rules.COUNTS.index("steps")], masks_left, step, done)
-    _IMPLEMENTATIONS[backend_for(tokens)](
-        tokens, fixed, commit_step, commit_confidence, masks_left, step, edit_step, done,
-        candidate, confidence, numbers, counts, token_probability, seed, position, vocab_size,
-        mask_id, eos_id, error,
-    )  # fmt: skip
-
-
-@_remask_scatter_op.register_fake
-def _(*_):
-    return None
-
-
-def _check_steps(steps: Tensor, masks_left: Tensor, step: Tensor, done: Tensor) -> None:
+def _check_steps(call: RemaskScatter) -> None:
     """Raise if a request has something undecided at a step outside its budget."""
+    step, steps = call.state.step, call.counts[:, rules.COUNTS.index("steps")]
     outside = (step < 0) | (step >= steps)
-    wrong = outside & (steps > 0) & (masks_left > 0) & ~done
+    wrong = outside & (steps > 0) & (call.state.masks_left > 0) & ~call.state.done
     for i in wrong.nonzero()[:1, 0].tolist():
         raise ValueError(
             f"state.step holds {step.tolist()}; that of request {i} must be in "
             f"[0, steps={int(steps[i])})"
         )
+
+
+remask_scatter_op = Op(
+    RemaskScatter,
+    name="remask_scatter",
+    fake=_fake,
+    check=_check_steps,
+    mutated=(*(f"state.{name}" for name in BlockState._fields if name != "fixed"), "error"),
+    triton=_launch,
+    torch=torch_backend.remask_scatter,
+)
 
 
 def _check_tokens(tokens: Tensor) -> None:
@@ -470,7 +438,7 @@ def _check_contiguous(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    check_tensor(name, tensor, shape=shape, dtypes=(dtype,), device=device)
+    check_tensor(name, tensor, shape, (dtype,), device)
     if not tensor.is_contiguous():
         raise ValueError(f"{name} has strides {tensor.stride()}; it must be contiguous")
 
@@ -562,7 +530,9 @@ def remask_scatter(
         _check_contiguous("noise.position", position, (batch,), torch.int32, device)
         check_int("noise.vocab_size", vocab_size, 2, 2**31 - 1)
 
-    _remask_scatter_op(
-        *state, candidate, confidence, table.numbers, table.counts, token_probability, seed,
-        position, vocab_size, mask_id, -1 if eos_id is None else eos_id, error,
+    remask_scatter_op(
+        RemaskScatter(
+            state, candidate, confidence, table.numbers, table.counts, token_probability,
+            seed, position, vocab_size, mask_id, -1 if eos_id is None else eos_id, error,
+        )
     )  # fmt: skip

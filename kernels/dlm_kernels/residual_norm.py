@@ -12,14 +12,15 @@ without an update, residual, weight and normed alone. FLOPs an element: add, squ
 multiplies.
 """
 
-import torch
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import launch, torch_backend
-from .backend import backend_for
 from .cost import Cost
+from .op import Op
 from .partial_sums import PartialSums, as_partial_sums, load_total
 from .validate import FLOAT_DTYPES, check_number, check_tensor
 
@@ -76,13 +77,22 @@ def norm_kernel(
 # --- launcher
 
 
-def _launch(
-    residual: Tensor, sums: Tensor | None, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    out, normed = _empty_outputs(residual, sums is not None)
-    rows, hidden = residual.shape
-    if rows == 0:
+class ResidualNorm(NamedTuple):
+    """Arguments of the op; see `residual_norm`. Without an update the new residual is empty."""
+
+    residual: Tensor  # contiguous, as all are
+    update: Tensor | None  # the sums of PartialSums in residual's dtype
+    weight: Tensor
+    eps: float
+
+
+def _launch(call: ResidualNorm) -> tuple[Tensor, Tensor]:
+    residual, sums, weight, eps = call
+    out, normed = _empty_outputs(call)
+    if residual.numel() == 0:
         return out, normed
+    hidden = len(weight)
+    rows = residual.numel() // hidden
     residual, weight = _aligned(residual), _aligned(weight)
     segments = 0
     if sums is not None:
@@ -104,31 +114,22 @@ def _aligned(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
-def _empty_outputs(residual: Tensor, update: bool) -> tuple[Tensor, Tensor]:
-    return residual.new_empty(residual.shape if update else (0,)), residual.new_empty(
-        residual.shape
-    )
+def _empty_outputs(call: ResidualNorm) -> tuple[Tensor, Tensor]:
+    shape = call.residual.shape
+    updated = call.residual.new_empty((0,) if call.update is None else shape)
+    return updated, call.residual.new_empty(shape)
 
 
 # --- op
 
 
-_IMPLEMENTATIONS = {
-    "triton": _launch,
-    "torch": torch_backend.residual_norm,
-}
-
-
-@torch.library.custom_op("dlm_kernels::residual_norm", mutates_args=())
-def _residual_norm_op(
-    residual: Tensor, sums: Tensor | None, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    return _IMPLEMENTATIONS[backend_for(residual)](residual, sums, weight, eps)
-
-
-@_residual_norm_op.register_fake
-def _(residual, sums, weight, eps):
-    return _empty_outputs(residual, sums is not None)
+residual_norm_op = Op(
+    ResidualNorm,
+    name="residual_norm",
+    fake=_empty_outputs,
+    triton=_launch,
+    torch=torch_backend.residual_norm,
+)
 
 
 def residual_norm(
@@ -152,13 +153,11 @@ def residual_norm(
     """
     if not isinstance(residual, Tensor):
         raise TypeError(f"residual is a {type(residual).__name__}; it must be a torch.Tensor")
-    shape = (*residual.shape[:-1], "hidden")
-    check_tensor("residual", residual, shape=shape, dtypes=FLOAT_DTYPES)
+    check_tensor("residual", residual, residual.shape or ("hidden",), FLOAT_DTYPES)
     hidden = residual.shape[-1]
     if not 1 <= hidden <= _MAX_HIDDEN:
         raise ValueError(f"residual has rows of {hidden}; they must have 1 to {_MAX_HIDDEN}")
-    same = {"dtypes": (residual.dtype,), "device": residual.device}
-    check_tensor("weight", weight, shape=(hidden,), **same)
+    check_tensor("weight", weight, (hidden,), (residual.dtype,), residual.device)
     check_number("eps", eps)
     if not 0 <= eps < float("inf"):
         raise ValueError(f"eps is {eps}; it must be at least 0 and finite")
@@ -166,11 +165,10 @@ def residual_norm(
     if update is not None:
         update = as_partial_sums("update", update)
         _check_like_residual(update, residual)
-        sums = update.sums.reshape(len(update.sums), -1, hidden)
-    rows = residual.reshape(-1, hidden).contiguous()
-    out, normed = _residual_norm_op(rows, sums, weight.contiguous(), float(eps))
-    normed = normed.view(residual.shape)
-    return (residual if sums is None else out.view(residual.shape)), normed
+        sums = update.sums
+    call = ResidualNorm(residual.contiguous(), sums, weight.contiguous(), float(eps))
+    out, normed = residual_norm_op(call)
+    return residual if sums is None else out, normed
 
 
 def _check_like_residual(update: PartialSums, residual: Tensor) -> None:

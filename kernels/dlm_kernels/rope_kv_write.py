@@ -22,28 +22,30 @@ Compulsory traffic: product, cosines, sines and query scales read once, each res
 FLOPs: four multiplies and two adds a rotated pair, two multiplies for a query's cosine and sine.
 """
 
-import torch
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import error_word, launch, torch_backend
-from .backend import backend_for, contents_checked
 from .cache_layout import (
+    CacheView,
+    DraftGroups,
     check_cache,
     check_contents,
     check_float8_on,
-    check_scales,
     own_positions,
 )
 from .cost import Cost
+from .op import Op
 from .partial_sums import PartialSums, as_partial_sums, load_total
 from .validate import (
+    FLOAT32,
     HEAD_DIMS,
     check_draft_groups,
     check_int,
     check_tensor,
-    check_unit_stride,
 )
 
 _LENGTH_OUT_OF_RANGE = tl.constexpr(error_word.LENGTH_OUT_OF_RANGE)
@@ -238,28 +240,41 @@ def _in_e4m3(x, scale):
 # --- launcher
 
 
-def _launch(
-    sums: Tensor,
-    dtype: torch.dtype,
-    cos: Tensor,
-    sin: Tensor,
-    query_scale: Tensor,
-    kv_heads: int,
-    k_cache: Tensor | None,
-    v_cache: Tensor | None,
-    context_lens: Tensor | None,
-    block_table: Tensor | None,
-    lead: int,
-    draft_length: int,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
-    error: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    cached, draft = k_cache is not None, draft_length > 0
+class RopeKvWrite(NamedTuple):
+    """Arguments of the op; see `rope_kv_write`. What is not `fresh` is empty in its result."""
+
+    qkv: PartialSums  # [segments, batch, block, features]
+    cos: Tensor
+    sin: Tensor
+    query_scale: Tensor
+    kv_heads: int
+    cache: CacheView
+    groups: DraftGroups
+    error: Tensor | None
+
+    @property
+    def cached(self) -> bool:
+        """Whether keys and values go into a cache."""
+        return self.cache.k_cache is not None
+
+    @property
+    def fresh(self) -> bool:
+        """Whether keys and values are returned."""
+        return not self.cached or self.groups.draft_length > 0
+
+    @property
+    def own(self) -> int:
+        """How many of the block's positions go into the cache."""
+        return own_positions(self.qkv.shape[1], True, self.groups)
+
+
+def _launch(call: RopeKvWrite) -> tuple[Tensor, Tensor, Tensor]:
+    (sums, dtype), cos, sin, query_scale, kv_heads, cache, groups, error = call
+    k_cache, v_cache, context_lens, block_table, k_scale, v_scale = cache
+    cached, draft, fresh = call.cached, groups.draft_length > 0, call.fresh
     if cached:
         check_float8_on(k_cache, dtype)
-    fresh = draft or not cached
-    q, k, v = _empty_outputs(sums, dtype, cos, kv_heads, fresh)
+    q, k, v = _empty_outputs(call)
     batch, block, query_heads, head_dim = q.shape
     rows = batch * block
     if rows == 0:
@@ -268,11 +283,11 @@ def _launch(
     capacity = own = pages = stride_tb = None
     strides, page_size = (None,) * 6, 0
     if cached:
-        capacity, own = k_cache.shape[1], own_positions(block, True, lead, draft_length)
+        capacity, own = cache.capacity, call.own
         strides = (*k_cache.stride()[:3], *v_cache.stride()[:3])
     if block_table is not None:
         pages, page_size = k_cache.shape[:2]
-        capacity, stride_tb = block_table.shape[1] * page_size, block_table.stride(0)
+        stride_tb = block_table.stride(0)
     config = launch.ROPE_KV_WRITE[launch.arch_of(sums.device)]
     block_h = max(1, config.elements // head_dim)
     tiles = triton.cdiv(query_heads, block_h) + 2 * triton.cdiv(kv_heads, block_h)
@@ -281,7 +296,7 @@ def _launch(
         *((k, v) if fresh else (None, None)),
         k_cache, v_cache, context_lens, block_table, k_scale, v_scale, error if cached else None,
         rows, block, query_heads, kv_heads, capacity, own, pages,
-        *((lead, draft_length) if draft else (None, None)),
+        *(groups if draft else (None, None)),
         stride_tb, *strides,
         D=head_dim,
         BLOCK_H=block_h,
@@ -297,13 +312,12 @@ def _launch(
     return q, k, v
 
 
-def _empty_outputs(
-    sums: Tensor, dtype: torch.dtype, cos: Tensor, kv_heads: int, fresh: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_outputs(call: RopeKvWrite) -> tuple[Tensor, Tensor, Tensor]:
+    (sums, dtype), kv_heads = call.qkv, call.kv_heads
     _, batch, block, features = sums.shape
-    head_dim = 2 * cos.shape[-1]
+    head_dim = 2 * call.cos.shape[-1]
     heads = features // head_dim
-    shape = (batch, block, kv_heads, head_dim) if fresh else (0,)
+    shape = (batch, block, kv_heads, head_dim) if call.fresh else (0,)
     q = sums.new_empty((batch, block, heads - 2 * kv_heads, head_dim), dtype=dtype)
     return q, sums.new_empty(shape, dtype=dtype), sums.new_empty(shape, dtype=dtype)
 
@@ -311,51 +325,21 @@ def _empty_outputs(
 # --- op
 
 
-_IMPLEMENTATIONS = {
-    "triton": _launch,
-    "torch": torch_backend.rope_kv_write,
-}
+def _check_contents(call: RopeKvWrite) -> None:
+    if call.cached:
+        limit = call.cache.capacity - call.own
+        check_contents(call.cache, limit=limit, own=call.own, behind=True)
 
 
-@torch.library.custom_op("dlm_kernels::rope_kv_write", mutates_args=("k_cache", "v_cache", "error"))
-def _rope_kv_write_op(
-    sums: Tensor,
-    dtype: torch.dtype,
-    cos: Tensor,
-    sin: Tensor,
-    query_scale: Tensor,
-    kv_heads: int,
-    k_cache: Tensor | None,
-    v_cache: Tensor | None,
-    context_lens: Tensor | None,
-    block_table: Tensor | None,
-    lead: int,
-    draft_length: int,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
-    error: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    if contents_checked() and k_cache is not None:
-        own = own_positions(sums.shape[2], True, lead, draft_length)
-        capacity = k_cache.shape[1]
-        if block_table is not None:
-            capacity *= block_table.shape[1]
-        check_contents(
-            k_cache, context_lens, block_table, limit=capacity - own, first=context_lens, own=own
-        )
-    return _IMPLEMENTATIONS[backend_for(sums)](
-        sums, dtype, cos, sin, query_scale, kv_heads, k_cache, v_cache, context_lens, block_table,
-        lead, draft_length, k_scale, v_scale, error,
-    )  # fmt: skip
-
-
-@_rope_kv_write_op.register_fake
-def _(
-    sums, dtype, cos, sin, query_scale, kv_heads, k_cache, v_cache, context_lens, block_table,
-    lead, draft_length, k_scale, v_scale, error,
-):  # fmt: skip
-    fresh = k_cache is None or draft_length > 0
-    return _empty_outputs(sums, dtype, cos, kv_heads, fresh)
+rope_kv_write_op = Op(
+    RopeKvWrite,
+    name="rope_kv_write",
+    fake=_empty_outputs,
+    check=_check_contents,
+    mutated=("cache.k_cache", "cache.v_cache", "error"),
+    triton=_launch,
+    torch=torch_backend.rope_kv_write,
+)
 
 
 def rope_kv_write(
@@ -410,10 +394,10 @@ def rope_kv_write(
     if len(qkv.shape) != 3:
         raise ValueError(f"qkv has shape {list(qkv.shape)}; it must be [batch, block, features]")
     batch, block, features = qkv.shape
-    device, float32 = sums.device, {"dtypes": (torch.float32,), "device": sums.device}
-    check_tensor("cos", cos, shape=(batch, block, "head_dim / 2"), **float32)
-    check_tensor("sin", sin, shape=cos.shape, **float32)
-    check_tensor("query_scale", query_scale, shape=(batch, block), **float32)
+    device = sums.device
+    check_tensor("cos", cos, (batch, block, "head_dim / 2"), FLOAT32, device)
+    check_tensor("sin", sin, cos.shape, FLOAT32, device)
+    check_tensor("query_scale", query_scale, (batch, block), FLOAT32, device)
     head_dim = 2 * cos.shape[2]
     if head_dim not in HEAD_DIMS:
         raise ValueError(
@@ -427,9 +411,10 @@ def rope_kv_write(
             f" have {kv_heads * head_dim} for each query head of a KV head and twice that for keys"
             " and values"
         )
-    lead = draft_length = 0
     if draft_groups is not None:
-        lead, draft_length = check_draft_groups(draft_groups, block)
+        check_draft_groups(draft_groups, block)
+    groups = DraftGroups.of(draft_groups, block)
+    cache = CacheView(k_cache, v_cache, context_lens, block_table, k_scale, v_scale)
     if k_cache is None:
         others = {
             "v_cache": v_cache, "context_lens": context_lens, "block_table": block_table,
@@ -439,28 +424,13 @@ def rope_kv_write(
             if value is not None:
                 raise ValueError(f"k_cache is None; {name} needs it")
     else:
-        capacity = check_cache(
-            k_cache,
-            v_cache,
-            block_table,
-            batch=batch,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            dtype=dtype,
-            device=device,
-        )
-        check_scales(k_scale, v_scale, k_cache)
-        int32 = {"dtypes": (torch.int32,), "device": device}
-        check_tensor("context_lens", context_lens, shape=(batch,), **int32)
-        check_unit_stride("context_lens", context_lens)
-        own = own_positions(block, True, lead, draft_length)
-        if capacity < own:
-            raise ValueError(f"k_cache holds {capacity} keys; {own} rows of the block go into it")
+        check_cache(cache, batch, kv_heads, head_dim, dtype, device)
+        own = own_positions(block, True, groups)
+        if cache.capacity < own:
+            raise ValueError(
+                f"k_cache holds {cache.capacity} keys; {own} rows of the block go into it"
+            )
     error_word.check_error_word(error, device)
-    q, k, v = _rope_kv_write_op(
-        sums, dtype, cos, sin, query_scale, kv_heads, k_cache, v_cache, context_lens, block_table,
-        lead, draft_length, k_scale, v_scale, error,
-    )  # fmt: skip
-    if k_cache is not None and not draft_length:
-        k = v = None
-    return q, k, v
+    call = RopeKvWrite(qkv, cos, sin, query_scale, kv_heads, cache, groups, error)
+    q, k, v = rope_kv_write_op(call)
+    return (q, k, v) if call.fresh else (q, None, None)

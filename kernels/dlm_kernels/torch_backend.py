@@ -1,13 +1,13 @@
 """Every op in plain torch, in the input's dtype: the CPU default and a device-independent fallback.
 
-Each function has the signature and the meaning of the custom op of the same name; the op's own
-file documents both. Softmax statistics are taken in float32, and so is all of invariant attention.
+Each function takes the arguments of the op of its name, whose file says what it does. Softmax
+statistics are taken in float32, and so is all of invariant attention.
 """
 
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,16 @@ from .partial_sums import PartialSums
 from .quantized_weight import QuantizedWeight
 from .rules import ENTROPY_UNITS
 
+if TYPE_CHECKING:
+    from .block_attention import BlockAttention
+    from .confidence import ConfidenceCall, Selection, Statistics
+    from .gated_silu import GatedSilu
+    from .linear import Linear
+    from .lm_head_confidence import HeadCall, MergeCall, ShardCall
+    from .remask_scatter import RemaskScatter
+    from .residual_norm import ResidualNorm
+    from .rope_kv_write import RopeKvWrite
+
 # Of invariant attention: positions and keys a tile.
 _TILE_ROWS, _TILE_KEYS = 16, 64
 
@@ -27,24 +37,9 @@ _CACHED_WEIGHTS = 2**20
 _HEAD_LOGITS = 2**25  # 128 MiB of float32
 
 
-def block_attention(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    context_lens: Tensor,
-    block_table: Tensor | None,
-    k: Tensor | None,
-    v: Tensor | None,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
-    lead: int,
-    draft_length: int,
-    scale: float,
-    numerics: str,
-    context_limit: int,
-    return_lse: bool,
-    error: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def block_attention(call: "BlockAttention") -> tuple[Tensor, Tensor]:
+    q, cache, k, v, (lead, draft_length), scale, numerics, context_limit, return_lse, error = call
+    k_cache, v_cache, context_lens, block_table, k_scale, v_scale = cache
     batch, block, query_heads, _ = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty((batch, block, query_heads) if return_lse else 0, dtype=torch.float32)
@@ -58,7 +53,7 @@ def block_attention(
         most = lead + (block - lead) // draft_length
     elif k is None:
         own, most = torch.arange(1, block + 1, device=q.device), block
-    attend = _attend_in_tiles if numerics == "invariant" else _attend_by_sdpa
+    attend = _attend_in_tiles if numerics == "batch_invariant" else _attend_by_sdpa
     for b, context in enumerate(in_range.tolist()):
         seen = context + most
         if block_table is None:
@@ -188,7 +183,16 @@ def _tiles_of(segment: _Segment, rows: int) -> Iterator[_Segment]:
         yield _Segment(keys, values, segment.begin, segment.end, columns)
 
 
-def linear(x: Tensor, values: Tensor, scales: Tensor | None = None, kind: str = "plain") -> Tensor:
+def linear(call: "Linear") -> Tensor:
+    if call.by_library:
+        return F.linear(call.x, call.weight)
+    out = _product(call.x.flatten(0, -2), call.weight, call.scales, call.kind)
+    return out.view(*call.x.shape[:-1], out.shape[1])
+
+
+def _product(
+    x: Tensor, values: Tensor, scales: Tensor | None = None, kind: str = "plain"
+) -> Tensor:
     (rows, in_features), dtype = x.shape, x.dtype
     if kind != "plain":
         x = x.float()  # scales * values is not rounded to fewer bits
@@ -210,44 +214,29 @@ def linear(x: Tensor, values: Tensor, scales: Tensor | None = None, kind: str = 
     return out[:rows].to(dtype)
 
 
-def residual_norm(
-    residual: Tensor, sums: Tensor | None, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
+def residual_norm(call: "ResidualNorm") -> tuple[Tensor, Tensor]:
+    residual, sums, weight, eps = call
     out = residual.new_empty(0)
     if sums is not None:
         residual = out = residual + PartialSums(sums, residual.dtype).total()
     return out, F.rms_norm(residual, weight.shape, weight, eps)
 
 
-def gated_silu(sums: Tensor, dtype: torch.dtype) -> Tensor:
-    gate, up = PartialSums(sums, dtype).total().chunk(2, -1)
+def gated_silu(call: "GatedSilu") -> Tensor:
+    gate, up = call.gate_up.total().chunk(2, -1)
     if gate.device.type == "cpu":
         # F.silu gives the elements behind the last whole vector other bits; exp does not.
         gate = gate.float()
-        gate = (gate / (1 + torch.exp(-gate))).to(dtype)
+        gate = (gate / (1 + torch.exp(-gate))).to(up.dtype)
     else:
         gate = F.silu(gate)
     return gate * up
 
 
-def rope_kv_write(
-    sums: Tensor,
-    dtype: torch.dtype,
-    cos: Tensor,
-    sin: Tensor,
-    query_scale: Tensor,
-    kv_heads: int,
-    k_cache: Tensor | None,
-    v_cache: Tensor | None,
-    context_lens: Tensor | None,
-    block_table: Tensor | None,
-    lead: int,
-    draft_length: int,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
-    error: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    heads = PartialSums(sums, dtype).total().unflatten(-1, (-1, 2 * cos.shape[-1]))
+def rope_kv_write(call: "RopeKvWrite") -> tuple[Tensor, Tensor, Tensor]:
+    qkv, cos, sin, query_scale, kv_heads, cache, (lead, draft_length), error = call
+    k_cache, v_cache, context_lens, block_table, k_scale, v_scale = cache
+    heads = qkv.total().unflatten(-1, (-1, 2 * cos.shape[-1]))
     q, k, v = heads.split([heads.shape[2] - 2 * kv_heads, kv_heads, kv_heads], 2)
     cos, sin, query_scale = cos[:, :, None], sin[:, :, None], query_scale[:, :, None, None]
     q, k = _rotated(q, cos * query_scale, sin * query_scale), _rotated(k, cos, sin)
@@ -262,22 +251,21 @@ def rope_kv_write(
         kept = torch.cat([row[:lead], row[lead::draft_length]])
     request = torch.arange(len(q), device=q.device)[:, None]
     lengths = context_lens[:, None].long()
-    capacity = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
-    fault = (lengths < 0) | (lengths > capacity - len(kept))
+    fault = (lengths < 0) | (lengths > cache.capacity - len(kept))
     error_word.set_where(error, fault, error_word.LENGTH_OUT_OF_RANGE)
-    slot = (lengths + row[: len(kept)]).clamp(0, capacity - 1)
+    slot = (lengths + row[: len(kept)]).clamp(0, cache.capacity - 1)
     if block_table is not None:
         pages, page_size = k_cache.shape[:2]
         entry = block_table.gather(1, slot // page_size).long()
         request, slot = entry.clamp(0, pages - 1), slot % page_size
         error_word.set_where(error, request != entry, error_word.PAGE_OUT_OF_RANGE)
-    for cache, x, scale in ((k_cache, k, k_scale), (v_cache, v, v_scale)):
+    for target, x, scale in ((k_cache, k, k_scale), (v_cache, v, v_scale)):
         x = x[:, kept]
         if scale is not None:
-            x = (x.float() / scale[:, None]).clamp(-448, 448).to(cache.dtype)
-            cache, x = cache.view(torch.uint8), x.view(torch.uint8)  # no float8 is indexed
-        cache[request, slot] = x
-    return (q, k, v) if draft_length else (q, q.new_empty(0), q.new_empty(0))
+            x = (x.float() / scale[:, None]).clamp(-448, 448).to(target.dtype)
+            target, x = target.view(torch.uint8), x.view(torch.uint8)  # no float8 is indexed
+        target[request, slot] = x
+    return (q, k, v) if call.fresh else (q, q.new_empty(0), q.new_empty(0))
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -287,15 +275,12 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat(rotated, -1).to(x.dtype)
 
 
-def confidence(
-    logits: Tensor,
-    tokens: Tensor | None,
-    mask_id: int,
-    banned: Tensor | None,
-    entropy: bool,
-    margin: bool,
-    error: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def confidence(call: "ConfidenceCall") -> "Statistics":
+    return _confidence(*call)
+
+
+def _confidence(logits: Tensor, selection: "Selection") -> "Statistics":
+    tokens, mask_id, banned, entropy, margin, error = selection
     x = logits.float()
     p = x.softmax(-1)
     peak_id = x.argmax(-1)
@@ -350,25 +335,17 @@ def _at(rows: Tensor, ids: Tensor) -> Tensor:
     return rows.gather(-1, ids[:, None])[:, 0]
 
 
-def lm_head_confidence(
-    hidden: Tensor,
-    weight: Tensor,
-    tokens: Tensor | None,
-    mask_id: int,
-    banned: Tensor | None,
-    entropy: bool,
-    margin: bool,
-    numerics: str,
-    error: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    product = F.linear if numerics == "fast" else linear
+def lm_head_confidence(call: "HeadCall") -> "Statistics":
+    hidden, weight, numerics, selection = call
     rows = _head_rows(len(weight))
     groups = []
     for first in range(0, max(len(hidden), 1), rows):
         at = slice(first, first + rows)
-        logits = product(hidden[at], weight)
-        own_tokens = None if tokens is None else tokens[at]
-        groups.append(confidence(logits, own_tokens, mask_id, banned, entropy, margin, error))
+        own = hidden[at]
+        logits = F.linear(own, weight) if numerics == "fast" else _product(own, weight)
+        if selection.tokens is not None:
+            selection = selection._replace(tokens=call.selection.tokens[at])
+        groups.append(_confidence(logits, selection))
     return tuple(torch.cat(group) for group in zip(*groups, strict=True))
 
 
@@ -379,16 +356,9 @@ def _head_rows(vocab: int) -> int:
     return max(1, _HEAD_LOGITS // vocab // _LINEAR_ROWS) * _LINEAR_ROWS
 
 
-def lm_head_partials(
-    hidden: Tensor,
-    weight: Tensor,
-    tokens: Tensor | None,
-    mask_id: int,
-    banned: Tensor | None,
-    first_id: int,
-    entropy: bool,
-    margin: bool,
-) -> tuple[Tensor, Tensor]:
+def lm_head_partials(call: "ShardCall") -> tuple[Tensor, Tensor]:
+    hidden, weight, first_id, selection = call
+    banned = selection.banned
     rows, vocab = len(hidden), len(weight)
     chunk = launch.LM_HEAD[launch.arch_of(hidden.device)][hidden.element_size()].chunk
     n_chunks = -(-vocab // chunk)
@@ -403,7 +373,7 @@ def lm_head_partials(
     for first in range(0, rows, group):
         at = slice(first, first + group)
         peaks, totals, bests, seconds, weighteds = statistics[:, at]
-        logits = linear(hidden[at], weight).float()
+        logits = _product(hidden[at], weight).float()
         flat = F.pad(logits, (0, n_chunks * chunk - vocab), value=-math.inf)
         x = flat.unflatten(1, (n_chunks, chunk))
         flat = flat.masked_fill(flat.isnan(), -math.inf)  # NaN counts in the sums alone
@@ -412,29 +382,20 @@ def lm_head_partials(
         p = log_p.exp()
         peaks.copy_(peak[..., 0])
         totals.copy_(p.sum(-1))
-        if entropy:
+        if selection.entropy:
             terms = torch.where(p > 0, p * log_p, 0.0)
             weighteds.copy_(terms.sum(-1) / math.log(2))
         choice = (flat if bans is None else flat.index_fill(1, bans, -math.inf)).view_as(x)
         place = choice.argmax(-1, keepdim=True)
         bests.copy_(choice.gather(-1, place)[..., 0])
         best_ids[at] = (chunk_first + place[..., 0]).int()
-        if margin:
+        if selection.margin:
             seconds.copy_(choice.scatter(-1, place, -math.inf).amax(-1))
     return statistics, best_ids
 
 
-def merge_partials(
-    statistics: Tensor,
-    best_ids: Tensor,
-    tokens: Tensor | None,
-    mask_id: int,
-    banned: Tensor | None,
-    vocab: int,
-    entropy: bool,
-    margin: bool,
-    error: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def merge_partials(call: "MergeCall") -> "Statistics":
+    statistics, best_ids, vocab, (tokens, mask_id, banned, entropy, margin, error) = call
     if banned is not None:
         outside = (banned < 0) | (banned >= vocab)
         error_word.set_where(error, outside, error_word.ID_OUT_OF_RANGE)
@@ -466,27 +427,10 @@ def merge_partials(
     return token, statistic(probability, 1.0), lse, row_entropy, row_margin
 
 
-def remask_scatter(
-    tokens: Tensor,
-    fixed: Tensor,
-    commit_step: Tensor,
-    commit_confidence: Tensor,
-    masks_left: Tensor,
-    step: Tensor,
-    edit_step: Tensor,
-    done: Tensor,
-    candidate: Tensor,
-    confidence: Tensor,
-    numbers: Tensor,
-    counts: Tensor,
-    token_probability: Tensor | None,
-    seed: Tensor | None,
-    position: Tensor | None,
-    vocab_size: int,
-    mask_id: int,
-    eos_id: int,
-    error: Tensor | None,
-) -> None:
+def remask_scatter(call: "RemaskScatter") -> None:
+    tokens, fixed, commit_step, commit_confidence, masks_left, step, edit_step, done = call.state
+    candidate, confidence, numbers, counts, token_probability, *rest = call[1:]
+    seed, position, vocab_size, mask_id, eos_id, error = rest
     # A request is a row; [:, None] sets its numbers against its positions.
     threshold, factor, entropy_scale, edit_threshold, remask_below = numbers[:, :, None].unbind(1)
     top_k, steps, edit_steps, *flags = counts.unbind(1)

@@ -12,7 +12,6 @@ from functools import cache, partial
 
 import torch
 from torch import Tensor
-from torch._library.custom_ops import _maybe_get_opdef
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -118,8 +117,15 @@ def _hidden(runner: Runner, cache: PagedKVCache, forward: Forward) -> Tensor:
     shape, half = (forward.batch, forward.block), runner.model.config.head_dim // 2
     empty = partial(torch.empty, device=runner.model.device)
     rotations = Rotations(empty(*shape, half), empty(*shape, half), empty(shape))
-    way = (forward.causal, forward.draft_groups, runner.numerics)
-    inputs = LayerInputs(CachedAttention(cache, rotations, *way, None), runner.numerics, False)
+    attend = CachedAttention.over(
+        cache,
+        rotations,
+        causal=forward.causal,
+        draft_groups=forward.draft_groups,
+        numerics=runner.numerics,
+        error=None,
+    )
+    inputs = LayerInputs(attend, runner.numerics, False)
     return runner.model.encoder(empty(shape, dtype=torch.int32), inputs)
 
 
@@ -143,7 +149,7 @@ def _pool(model: Model, dtype: torch.dtype) -> PagePool:
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of storages made inside and still referred to: now, and at most.
 
-    Custom ops run as the functions they were made of, or they would hide what they allocate.
+    Ops run as the functions that they are, since the run is dry: what they allocate is seen.
     """
 
     def __init__(self) -> None:
@@ -155,9 +161,6 @@ class LiveBytes(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             return True  # checks of contents, which meta tensors do not have, pass
         kwargs = kwargs or {}
-        if op := _maybe_get_opdef(func):
-            with self:
-                return op._init_fn(*args, **kwargs)
         result = func(*args, **kwargs)
         if _makes_new(func):
             for made in tree_leaves(result):

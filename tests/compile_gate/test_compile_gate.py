@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from kernel_compiler import CompiledKernel, compile_launches
 
-from dlm_kernels import launch, rules
+from dlm_kernels import PartialSums, launch, rules
+from dlm_kernels.cache_layout import CacheView, DraftGroups
 
 # As __init__ binds each op's function to its module's name, modules are imported by path.
 attention = importlib.import_module("dlm_kernels.block_attention")
@@ -39,7 +40,7 @@ def attention_launcher(
     causal: bool = False,
     block: int = 32,
     capacity: int = 8192,
-    numerics: str = "invariant",
+    numerics: str = "batch_invariant",
     dtype: torch.dtype = torch.bfloat16,
     lse: bool = False,
     page_size: int | None = None,
@@ -57,20 +58,26 @@ def attention_launcher(
         cache = cache.view(-1, page_size, 8, head_dim)
     fresh = None if causal else empty(batch, block, 8, head_dim, dtype=dtype)
     context_limit = capacity - (block if causal or draft_length else 0)
-    arguments = (
-        empty(batch, block, 32, head_dim, dtype=dtype), cache, cache, empty(batch), table, fresh,
-        fresh, scale, scale, 0, draft_length, head_dim**-0.5, numerics, context_limit, lse,
+    call = attention.BlockAttention(
+        empty(batch, block, 32, head_dim, dtype=dtype),
+        CacheView(cache, cache, empty(batch), table, scale, scale),
+        fresh, fresh, DraftGroups(0, draft_length), head_dim**-0.5, numerics, context_limit, lse,
         empty(1),
     )  # fmt: skip
-    return lambda: attention._launch(*arguments)
+    return lambda: attention._launch(call)
 
 
 def confidence_launcher(
     dtype: torch.dtype, *, extras: bool = False, bare: bool = False, stride: int = 131072
 ) -> Callable[[], object]:
     logits = torch.empty_strided((32, 131072), (stride, 1), dtype=dtype, device="meta")
-    tokens, banned, error = (None,) * 3 if bare else (empty(32), empty(1), empty(1))
-    return lambda: confidence._launch(logits, tokens, 100, banned, extras, extras, error)
+    call = confidence.ConfidenceCall(logits, selection(32, extras, bare))
+    return lambda: confidence._launch(call)
+
+
+def selection(rows: int, extras: bool, bare: bool) -> confidence.Selection:
+    tokens, banned, error = (None,) * 3 if bare else (empty(rows), empty(1), empty(1))
+    return confidence.Selection(tokens, 100, banned, extras, extras, error)
 
 
 def linear_launcher(
@@ -87,7 +94,8 @@ def linear_launcher(
         columns, scales = 64 * groups, empty(out_features, groups, dtype=torch.float32)
     stored = {"fp8": torch.float8_e4m3fn, "int8": torch.int8, "int4": torch.uint8}.get(kind, dtype)
     values = empty(out_features, columns, dtype=stored)
-    return lambda: linear._launch(x, values, None if kind == "plain" else scales, kind)
+    call = linear.Linear(x, values, None if kind == "plain" else scales, kind)
+    return lambda: linear._launch(call)
 
 
 LINEAR_KINDS = {"plain": 2, "fp8": "fp8", "int8": "int8", "int4": "int4"}  # keys of the table
@@ -106,12 +114,11 @@ def lm_head_launcher(
     rows: int = 32,
     features: int = 4096,
     vocab: int = 131072,
-    numerics: str = "invariant",
+    numerics: str = "batch_invariant",
 ) -> Callable[[], object]:
     hidden, weight = empty(rows, features, dtype=dtype), empty(vocab, features, dtype=dtype)
-    tokens, banned, error = (None,) * 3 if bare else (empty(rows), empty(1), empty(1))
-    arguments = (hidden, weight, tokens, 100, banned, extras, extras, numerics, error)
-    return lambda: lm_head._launch(*arguments)
+    call = lm_head.HeadCall(hidden, weight, numerics, selection(rows, extras, bare))
+    return lambda: lm_head._launch(call)
 
 
 def remask_launcher(
@@ -121,16 +128,17 @@ def remask_launcher(
         dtype: empty(4, block, dtype=dtype) for dtype in (torch.int32, torch.float32, torch.bool)
     }
     ints, floats, bools = positions.values()
-    state = (
+    state = remask_scatter.BlockState(
         empty(4, block, dtype=tokens), bools, ints, floats,
         empty(4), empty(4), empty(4), empty(4, dtype=torch.bool),
     )  # fmt: skip
     rule = empty(4, len(rules.NUMBERS), dtype=torch.float32), empty(4, len(rules.COUNTS))
     drawn = (empty(4, dtype=torch.int64), empty(4)) if noise else (None, None)
     token_probability = floats if remask else None
-    return lambda: remask_scatter._launch(
-        *state, ints, floats, *rule, token_probability, *drawn, 131072, 100, 11, empty(1)
+    call = remask_scatter.RemaskScatter(
+        state, ints, floats, *rule, token_probability, *drawn, 131072, 100, 11, empty(1)
     )
+    return lambda: remask_scatter._launch(call)
 
 
 def sums(segments: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -143,14 +151,15 @@ def norm_launcher(
     """segments 0: the norm alone."""
     residual, weight = empty(32, hidden, dtype=dtype), empty(hidden, dtype=dtype)
     update = sums(segments, 32, hidden, dtype=dtype) if segments else None
-    return lambda: residual_norm._launch(residual, update, weight, 1e-5)
+    call = residual_norm.ResidualNorm(residual, update, weight, 1e-5)
+    return lambda: residual_norm._launch(call)
 
 
 def silu_launcher(
     intermediate: int, *, segments: int = 1, dtype: torch.dtype = torch.bfloat16
 ) -> Callable[[], object]:
     gate_up = sums(segments, 32, 2 * intermediate, dtype=dtype)
-    return lambda: gated_silu._launch(gate_up, dtype)
+    return lambda: gated_silu._launch(gated_silu.GatedSilu(PartialSums(gate_up, dtype)))
 
 
 def rope_launcher(
@@ -176,10 +185,12 @@ def rope_launcher(
     if page_size:
         cache, table = cache.view(-1, page_size, 8, head_dim), empty(2, 8192 // page_size)
     scale = empty(8, dtype=torch.float32) if float8 else None
-    return lambda: rope_kv_write._launch(
-        qkv, dtype, angles, angles, query_scale, 8, cache, cache, lengths, table, 0, draft_length,
-        scale, scale, empty(1),
+    call = rope_kv_write.RopeKvWrite(
+        PartialSums(qkv, dtype), angles, angles, query_scale, 8,
+        CacheView(cache, cache, lengths, table, scale, scale), DraftGroups(0, draft_length),
+        empty(1),
     )  # fmt: skip
+    return lambda: rope_kv_write._launch(call)
 
 
 # What no other test below compiles; with --full more of it, of other sizes and dtypes.

@@ -46,7 +46,7 @@ diffuse = functools.partial(generate, mode="diffusion")
         ({"rule": Rule(edit_threshold=-0.5, edit_steps=1)}, "rule.edit_threshold is -0.5; it"),
         ({"rule": Rule(remask_below=2.0)}, "rule.remask_below is 2.0; it must be in [0, 1]"),
         ({"rule": "llada", "threshold": 0.9}, "rule is llada beside threshold=0.9"),
-        ({"numerics": "exact"}, "numerics is 'exact'; it must be one of invariant, fast"),
+        ({"numerics": "exact"}, "numerics is 'exact'; it must be one of batch_invariant, fast"),
         ({"sampling": {"temperature": 1}}, "sampling is {'temperature': 1}; it must be a Sampling"),
         ({"mode": "quadratic_spec", "block_length": 17}, "block_length is 17"),
         ({"mode": "quadratic_spec", "lora": True}, "lora is True; it needs mode='linear_spec'"),

@@ -5,6 +5,7 @@ See tests/golden/README.md for where the cases come from and for their margins.
 
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from caches import cache_for
 from safetensors.torch import load_file
 
 from dlm_core import KVCache, Model, generate, load_model
+from dlm_kernels.backend import forced_backend
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINTS = ("tiny-a", "tiny-b")
@@ -34,12 +36,10 @@ load = functools.cache(load_model)
 
 
 @pytest.fixture
-def backend_device(
-    backend: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> str:
+def backend_device(backend: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """The device on which `backend` runs, with that backend forced."""
-    monkeypatch.setenv("DLM_BACKEND", backend)
-    return request.getfixturevalue("device" if backend == "torch" else "triton_device")
+    with forced_backend(backend):
+        yield request.getfixturevalue("device" if backend == "torch" else "triton_device")
 
 
 def on_both_backends(name: str, *values: object) -> list:

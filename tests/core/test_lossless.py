@@ -126,9 +126,9 @@ def test_verify_logits_are_decode_logits_bit_for_bit(
 ) -> None:
     model = model_named(name, device, dtype)
     ids = eighty_ids(model)
-    alone = logits_of(model, ids, [1] * 80, "invariant")
+    alone = logits_of(model, ids, [1] * 80, "batch_invariant")
     for blocks in ([8] * 10, [32, 32, 16], [80], [37, 1, 8, 34]):
-        together = logits_of(model, ids, blocks, "invariant")
+        together = logits_of(model, ids, blocks, "batch_invariant")
         assert_same_bits(together, alone, f"in blocks of {blocks} against one by one")
     for lead, k in ((0, 16), (40, 9), (63, 2)):
         together = grouped_logits(model, ids[: lead + k], lead, k)

@@ -13,6 +13,7 @@ from caches import cache_after, cache_for
 from dlm_core import PRESETS, Model, ModelConfig, random_model
 from dlm_core.model import Rotary, yarn_frequencies
 from dlm_kernels import DeviceError, new_error_word, raise_on_error
+from dlm_kernels.backend import checked_contents
 
 TWO_ROWS = "it must be [2, M]"
 NAMES_TO_TRANSFORMERS = (("encoder.", "model."), ("diffusion_head.", "lm_head."))
@@ -171,9 +172,7 @@ def test_bad_argument_is_named(call: Callable, message: str, tiny: Model) -> Non
 
 
 @pytest.mark.parametrize("outside", [-1, 67, 2**31 - 1])
-def test_id_outside_the_vocabulary_is_clamped_and_reported(
-    outside: int, model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_id_outside_the_vocabulary_is_clamped_and_reported(outside: int, model: Model) -> None:
     cache, error = cache_for(model), new_error_word(model.device)
     tokens = torch.tensor([[5, outside, 6]], device=model.device)
     clamped = tokens.clamp(0, 66)
@@ -181,8 +180,8 @@ def test_id_outside_the_vocabulary_is_clamped_and_reported(
     assert torch.equal(hidden, model(clamped, cache, causal=False))
     with pytest.raises(DeviceError, match="id is outside the vocabulary"):
         raise_on_error(error)
-    monkeypatch.setenv("DLM_CHECK", "1")
-    with pytest.raises(ValueError, match=rf"tokens holds {outside}; ids must be in \[0, 67\)"):
+    message = rf"tokens holds {outside}; ids must be in \[0, 67\)"
+    with checked_contents(), pytest.raises(ValueError, match=message):
         model(tokens, cache, causal=False)
 
 

@@ -8,15 +8,16 @@ import torch
 from numeric import BFLOAT16, poisoned_allocations
 
 from dlm_kernels import launch
+from dlm_kernels.backend import forced_backend
 
 
 @pytest.fixture(params=["triton", "torch"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs a test on each backend in turn, through the public functions."""
     if request.param == "triton":
         request.getfixturevalue("triton_device")
-    monkeypatch.setenv("DLM_BACKEND", request.param)
-    return request.param
+    with forced_backend(request.param):
+        yield request.param
 
 
 @pytest.fixture

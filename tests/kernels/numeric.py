@@ -170,13 +170,6 @@ def _storage(tensor: Tensor) -> Tensor:
     return octets.set_(tensor.untyped_storage())
 
 
-@contextmanager
-def forced_backend(name: str) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DLM_BACKEND", name)
-        yield
-
-
 def launching_with(
     table: dict, device: str, *keys: Hashable, **changes: object
 ) -> AbstractContextManager[None]:

@@ -58,7 +58,7 @@ class Inputs:
         return {f"{name}_scale": self.uniform(KV_HEADS) / 100 + 0.01 for name in "kv"}
 
 
-def attention(kind: str, numerics: str = "invariant", **options: object) -> Case:
+def attention(kind: str, numerics: str = "batch_invariant", **options: object) -> Case:
     def run(ops: ModuleType, inputs: Inputs) -> Results:
         error = new_error_word(inputs.device)
         arguments = attention_inputs(

@@ -10,12 +10,12 @@ from numeric import (
     BFLOAT16,
     assert_all_same_bits,
     assert_close_to_reference,
-    forced_backend,
     launching_with,
     unchanged,
 )
 
 from dlm_kernels import block_attention, launch, new_error_word
+from dlm_kernels.backend import forced_backend
 from dlm_kernels.error_word import LENGTH_OUT_OF_RANGE, PAGE_OUT_OF_RANGE
 
 attention = importlib.import_module("dlm_kernels.block_attention")
@@ -145,14 +145,14 @@ def test_matches_the_reference(
     triton_device: str,
 ) -> None:
     options = dict(options)
-    numerics = options.pop("numerics", "invariant")
+    numerics = options.pop("numerics", "batch_invariant")
     if other_dtype is not None:
         options["dtype"] = other_dtype
     arguments = attention_inputs(kind, contexts, triton_device, **options)
     assert_accurate(arguments | {"numerics": numerics})
 
 
-@pytest.mark.parametrize("numerics", ["invariant", "fast"])
+@pytest.mark.parametrize("numerics", ["batch_invariant", "fast"])
 @pytest.mark.parametrize(
     ("kind", "contexts", "options"), [pytest.param(*CASES[name], id=name) for name in CASES]
 )

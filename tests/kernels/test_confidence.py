@@ -9,12 +9,12 @@ from numeric import (
     BFLOAT16,
     assert_all_same_bits,
     assert_close_to_reference,
-    forced_backend,
     unchanged,
 )
 from torch import Tensor
 
 from dlm_kernels import Confidence, confidence, new_error_word
+from dlm_kernels.backend import forced_backend
 
 MASK = 3
 BOTH = {"entropy": True, "margin": True}

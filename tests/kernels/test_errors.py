@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from numeric import forced_backend, unchanged
+from numeric import unchanged
 from torch import Tensor
 
 from dlm_kernels import (
@@ -31,6 +31,7 @@ from dlm_kernels import (
     residual_norm,
     rope_kv_write,
 )
+from dlm_kernels.backend import checked_contents, forced_backend
 from dlm_kernels.partial_sums import PartialSums
 
 MASK, EOS = 9, 2
@@ -265,7 +266,7 @@ LINEAR_ERRORS = [
     ({"x": zeros()}, V, r"x has shape \[\]; it must be \[20\]"),
     ({"x": zeros(3, 20, dtype=F16)}, T, "x is torch.float16; it must be float32"),
     ({"weight": zeros(0, 20)}, V, r"weight has shape \[0, 20\].*not be empty"),
-    ({"numerics": "exact"}, V, "numerics is 'exact'; it must be one of invariant, fast"),
+    ({"numerics": "exact"}, V, "numerics is 'exact'; it must be one of batch_invariant, fast"),
     (quantized("int8", kind="int3"), V, "weight.kind is 'int3'; .* int4"),
     (quantized("int8", kind="fp8"), T, "weight.values is torch.int8; it must be float8_e4m3fn"),
     (quantized("int4", in_features=200), V, r"weight.values has .*\[7, 64\]; .*\[out_features, 12"),
@@ -285,7 +286,7 @@ ERRORS: dict[str, list[tuple[dict, type[Exception], str]]] = {
     ],
     "lm_head_confidence": [
         *HEAD_ERRORS,
-        ({"numerics": "exact"}, V, "numerics is 'exact'; it must be one of invariant, fast"),
+        ({"numerics": "exact"}, V, "numerics is 'exact'; it must be one of batch_invariant, fast"),
     ],
     "lm_head_partials": [
         *HEAD_ERRORS,
@@ -561,21 +562,16 @@ CONTENT_ERRORS = [
     ("name", "change", "message"),
     [pytest.param(*case, id=f"{case[0]}: {case[2]}") for case in CONTENT_ERRORS],
 )
-def test_contents_are_checked_on_request(
-    name: str, change: dict, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_contents_are_checked_on_request(name: str, change: dict, message: str) -> None:
     call, arguments = OPS[name]
-    monkeypatch.setenv("DLM_CHECK", "1")
-    call(**arguments())
-    expect(call, arguments() | change, V, message)
-    monkeypatch.setenv("DLM_CHECK", "0")
+    with checked_contents():
+        call(**arguments())
+        expect(call, arguments() | change, V, message)
     call(**arguments() | change)
 
 
-def test_steps_outside_the_budget_are_right_where_nothing_is_undecided(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("DLM_CHECK", "1")
+@checked_contents()
+def test_steps_outside_the_budget_are_right_where_nothing_is_undecided() -> None:
     done = budget_of_three(0, 3, done=torch.tensor([False, True]))
     remask_scatter(**remask_arguments() | done)
     editing = budget_of_three(0, 3, masks_left=ids(4, 0))
@@ -583,10 +579,8 @@ def test_steps_outside_the_budget_are_right_where_nothing_is_undecided(
     remask_scatter(**remask_arguments() | editing | {"rule": rule})
 
 
-def test_table_entries_behind_the_visible_keys_are_not_checked(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("DLM_CHECK", "1")
+@checked_contents()
+def test_table_entries_behind_the_visible_keys_are_not_checked() -> None:
     table = ids([-1, -1], [2, 7], [3, -1])
     arguments = attention_arguments() | pages_of(block_table=table, context_lens=ids(0, 16, 12))
     block_attention(**arguments)

@@ -10,7 +10,6 @@ from numeric import (
     assert_all_same_bits,
     assert_close_to_reference,
     assert_same_bits,
-    forced_backend,
     launching_with,
     rows_and_weight,
     unchanged,
@@ -28,6 +27,7 @@ from dlm_kernels import (
     new_error_word,
     torch_backend,
 )
+from dlm_kernels.backend import forced_backend
 from dlm_kernels.error_word import NAN_LOGITS
 
 head_module = importlib.import_module("dlm_kernels.lm_head_confidence")

@@ -5,6 +5,8 @@ import torch
 from numeric import BFLOAT16
 from one_shape_of_each import CASES, check
 
+from dlm_kernels.backend import forced_backend
+
 # The interpreter rounds to float8 wrongly.
 NAMES = [
     pytest.param(name, marks=[pytest.mark.gpu] * name.startswith("rope_kv_write, fp8"))
@@ -15,10 +17,10 @@ NAMES = [
 @pytest.mark.parametrize("dtype", [pytest.param(torch.float32, id="fp32"), BFLOAT16])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_op_gives_what_the_reference_gives(
-    name: str, dtype: torch.dtype, triton_device: str, monkeypatch: pytest.MonkeyPatch
+    name: str, dtype: torch.dtype, triton_device: str
 ) -> None:
-    monkeypatch.setenv("DLM_BACKEND", "triton")
-    check(name, triton_device, dtype)
+    with forced_backend("triton"):
+        check(name, triton_device, dtype)
 
 
 def test_a_wrong_result_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

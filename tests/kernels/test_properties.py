@@ -5,7 +5,7 @@ import math
 import pytest
 import reference
 import torch
-from numeric import Guarded, assert_same_bits, forced_backend
+from numeric import Guarded, assert_same_bits
 from test_confidence import assert_right
 
 from dlm_kernels import (
@@ -16,6 +16,7 @@ from dlm_kernels import (
     new_error_word,
     remask_scatter,
 )
+from dlm_kernels.backend import forced_backend
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings

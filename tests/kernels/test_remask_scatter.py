@@ -1,16 +1,17 @@
 """remask_scatter on cases one can read: committing, ending, editing, remasking, noise."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
 import reference
 import torch
-from numeric import Guarded, assert_same_bits, forced_backend, unchanged
+from numeric import Guarded, assert_same_bits, unchanged
 from torch import Tensor
 
 from dlm_kernels import RULES, BlockState, Noise, Rule, RuleTable, new_error_word, remask_scatter
+from dlm_kernels.backend import forced_backend
 from dlm_kernels.error_word import NO_CANDIDATE
 from dlm_kernels.noise import RANDOM_CONFIDENCE, RENOISE, philox, uniform
 
@@ -65,12 +66,13 @@ class Op:
 
 
 @pytest.fixture(params=["triton", "torch", "reference"])
-def op(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Op:
+def op(request: pytest.FixtureRequest) -> Iterator[Op]:
     if request.param == "reference":
-        return Op(reference.remask_scatter, "cpu")
-    monkeypatch.setenv("DLM_BACKEND", request.param)
+        yield Op(reference.remask_scatter, "cpu")
+        return
     name = "triton_device" if request.param == "triton" else "device"
-    return Op(remask_scatter, request.getfixturevalue(name))
+    with forced_backend(request.param):
+        yield Op(remask_scatter, request.getfixturevalue(name))
 
 
 def places(flags: Tensor) -> list[int]:

@@ -7,13 +7,13 @@ from numeric import (
     assert_all_same_bits,
     assert_close_to_reference,
     assert_same_bits,
-    forced_backend,
     unchanged,
 )
 from torch import Tensor
 from torch.nn import functional as F
 
 from dlm_kernels import residual_norm
+from dlm_kernels.backend import forced_backend
 from dlm_kernels.partial_sums import PartialSums
 
 EPS = 1e-5

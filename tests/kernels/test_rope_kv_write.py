@@ -12,12 +12,12 @@ from numeric import (
     assert_close_to_reference,
     assert_same_bits,
     bits,
-    forced_backend,
     unchanged,
 )
 from torch import Tensor
 
 from dlm_kernels import new_error_word, rope_kv_write
+from dlm_kernels.backend import forced_backend
 from dlm_kernels.error_word import LENGTH_OUT_OF_RANGE, PAGE_OUT_OF_RANGE
 from dlm_kernels.partial_sums import PartialSums
 

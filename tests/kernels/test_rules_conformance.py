@@ -5,7 +5,7 @@ at a time, from what their code does. Both sides get the same candidates and con
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
@@ -13,19 +13,20 @@ import torch
 from torch import Tensor
 
 from dlm_kernels import BlockState, Noise, Rule, RuleTable, new_error_word, remask_scatter
+from dlm_kernels.backend import forced_backend
 
 MASK, EOS, VOCAB = 100, 101, 48
 BLOCKS = [6, 33]
 
 
 @pytest.fixture(params=["torch", "triton"])
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, int]:
+def place(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
     """A backend's device and how many random blocks a case has there."""
-    monkeypatch.setenv("DLM_BACKEND", request.param)
     triton = request.param == "triton"
     device = request.getfixturevalue("triton_device" if triton else "device")
     many = 1000 if request.config.option.full else 300
-    return device, 10 if triton and device == "cpu" else many
+    with forced_backend(request.param):
+        yield device, 10 if triton and device == "cpu" else many
 
 
 class Blocks(NamedTuple):

@@ -5,7 +5,7 @@ one feature.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
@@ -21,6 +21,7 @@ from dlm_kernels import (
     merge_partials,
     new_error_word,
 )
+from dlm_kernels.backend import forced_backend
 from dlm_kernels.error_word import ID_OUT_OF_RANGE, NAN_LOGITS
 
 MASK = 9
@@ -196,13 +197,12 @@ def lowest_rows(vocab: int, far: int) -> list[Row]:
     ],
     ids=lambda where: f"{where[0]}-{str(where[1])[6:]}",
 )
-def where(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> tuple[str, torch.dtype]:
+def where(request: pytest.FixtureRequest) -> Iterator[tuple[str, torch.dtype]]:
     """Device and dtype of the logits; sets the backend."""
     backend, dtype = request.param
-    monkeypatch.setenv("DLM_BACKEND", backend)
-    return request.getfixturevalue("triton_device" if backend == "triton" else "device"), dtype
+    device = request.getfixturevalue("triton_device" if backend == "triton" else "device")
+    with forced_backend(backend):
+        yield device, dtype
 
 
 each_form = pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))

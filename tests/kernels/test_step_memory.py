@@ -81,7 +81,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("numerics", ["invariant", "fast"])
+@pytest.mark.parametrize("numerics", ["batch_invariant", "fast"])
 @pytest.mark.parametrize("extras", [False, True], ids=["plain", "entropy-margin"])
 def test_launchers_allocate_under_two_percent_of_float32_logits(
     numerics: str, extras: bool, launches: list[str]
@@ -94,21 +94,21 @@ def test_launchers_allocate_under_two_percent_of_float32_logits(
     rule = empty(BATCH, len(NUMBERS), dtype=torch.float32), empty(BATCH, len(COUNTS))
     counters = [empty(BATCH) for _ in range(3)]
     with Allocations() as allocations:
-        token, probability, *_ = lm_head._launch(
-            hidden, weight, tokens.view(-1), MASK, banned, extras, extras, numerics, error
-        )
+        asked = confidence.Selection(tokens.view(-1), MASK, banned, extras, extras, error)
+        token, probability, *_ = lm_head._launch(lm_head.HeadCall(hidden, weight, numerics, asked))
+        chosen = token.view(BATCH, BLOCK), probability.view(BATCH, BLOCK)
+        state = BlockState(tokens, fixed, ints, floats, *counters, done)
         remask._launch(
-            tokens, fixed, ints, floats, *counters, done, token.view(BATCH, BLOCK),
-            probability.view(BATCH, BLOCK), *rule, None, None, None, VOCAB, MASK, EOS, error,
-        )  # fmt: skip
+            remask.RemaskScatter(state, *chosen, *rule, None, None, None, VOCAB, MASK, EOS, error)
+        )
     parts = VOCAB // (2**23 // ROWS)
-    product = ["head_kernel"] if numerics == "invariant" else ["chunk_kernel"] * parts
+    product = ["head_kernel"] if numerics == "batch_invariant" else ["chunk_kernel"] * parts
     assert launches == [*product, "merge_kernel", "remask_kernel"]
     assert 0.01 * LIMIT < allocations.bytes < LIMIT
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("numerics", ["invariant", "fast"])
+@pytest.mark.parametrize("numerics", ["batch_invariant", "fast"])
 def test_peak_memory_is_under_two_percent_of_float32_logits(numerics: str) -> None:
     options = {"dtype": torch.bfloat16, "device": "cuda"}
     hidden, weight = torch.randn(ROWS, HIDDEN, **options), torch.randn(VOCAB, HIDDEN, **options)

@@ -2,7 +2,6 @@
 
 import json
 import operator
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from dlm_core.whole_file import replacing
 from dlm_kernels import launch
+from dlm_kernels.backend import forced
 from dlm_roofline.records import check_writable
 
 from ..machine import check_triton, is_lost
@@ -37,7 +37,7 @@ def tune(device: torch.device, budget: float) -> int:
         raise ValueError(f"--budget is {budget}; it must be a number of seconds above 0")
     if device.type != "cuda":
         raise ValueError(f"--tune is given, and the device is {device}; it must be a CUDA device")
-    if (backend := os.environ.get("DLM_BACKEND", "triton")) != "triton":
+    if (backend := forced()) not in (None, "triton"):
         raise ValueError(f"DLM_BACKEND is {backend!r}; unset it: --tune times Triton's kernels")
     arch = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
     if arch not in launch.SHARED_MEMORY:
