@@ -4,7 +4,7 @@ An op is called where it streams and, if it multiplies, where it multiplies most
 are predicted by the ceilings alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -42,8 +42,6 @@ class Made(NamedTuple):
     reset: Call = nothing
 
 
-Make = Callable[[], Made]
-
 # None is a size of a model that the bench times: what these reach has to predict others.
 FEATURES, STREAMING_ROWS, MULTIPLYING_ROWS = 6144, 24, 4096
 CONFIG = replace(
@@ -52,13 +50,7 @@ CONFIG = replace(
 BATCH, CONTEXT = 16, 6144
 
 
-def measured_rates(timer: Timer) -> Iterator[tuple[str, Callable[[], OpRate]]]:
-    """How to measure each op, by its name in `step_launches`."""
-    for op, calls in _calls(timer.device, torch.bfloat16).items():
-        yield op, partial(_measure, timer, calls)
-
-
-def _measure(timer: Timer, calls: list[Make]) -> OpRate:
+def measured_rate(timer: Timer, calls: list[Callable[[], Made]]) -> OpRate:
     launch, found = timer.time(launch_nothing).median, []
     for make in calls:
         cost, run, reset = make()
@@ -66,8 +58,8 @@ def _measure(timer: Timer, calls: list[Make]) -> OpRate:
     return op_rate(found, launch)
 
 
-def _calls(device: torch.device, dtype: torch.dtype) -> dict[str, list[Make]]:
-    """Of each op what it is measured by: a function that gives what a call costs, and the call."""
+def calls_of_ops(device: torch.device, dtype: torch.dtype) -> dict[str, list[Callable[[], Made]]]:
+    """By the names of ops in `step_launches` the calls that each is measured by, yet to be made."""
     size, rows = dtype.itemsize, MULTIPLYING_ROWS
 
     def randn(*shape: int) -> Tensor:

@@ -7,12 +7,14 @@ it, in float32, that 2 cores get through in a minute.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlm_core import PRESETS, ModelConfig
+from dlm_core.calibration import LARGEST
 from dlm_kernels import (
     BlockState,
     Confidence,
@@ -30,7 +32,6 @@ from dlm_kernels import (
 from dlm_kernels.cache_layout import CACHE_DTYPE
 
 from .peers import (
-    Runner,
     attention_peers,
     confidence_peers,
     lm_head_peers,
@@ -38,6 +39,7 @@ from .peers import (
     softmax_top2_entropy,
     where_scatter,
 )
+from .timing import Call, nothing
 
 CONFIG = PRESETS["8b"]
 THRESHOLD = 0.9
@@ -59,22 +61,21 @@ OTHER_CACHE = "ours, unquantised cache"
 
 # Largest difference between our result and a peer's, as a share of the largest value.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
-LARGEST_FLOAT8 = torch.finfo(CACHE_DTYPE).max
 
 
 @dataclass(frozen=True)
 class Workload:
     """Inputs made, ready to run.
 
-    run: the op. peers: by name, each a function or the reason it has none.
+    run: the op. peers: by name.
     view: what of a result is compared with a peer's.
     reset: puts back what `run` changes in place.
     """
 
     run: Callable[[], Any]
-    peers: dict[str, Runner]
+    peers: dict[str, Call]
     view: Callable[[Any], tuple[Tensor, ...]]
-    reset: Callable[[], object] = lambda: None
+    reset: Call = nothing
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,7 @@ def confidence_case(
     def build(device: torch.device) -> Workload:
         logits = torch.randn(rows, vocab, device=device).mul_(3).to(dtype)
         if all_statistics:
-            peers: dict[str, Runner] = {
-                "fp32 softmax, top 2, entropy": lambda: softmax_top2_entropy(logits)
-            }
+            peers = {"fp32 softmax, top 2, entropy": lambda: softmax_top2_entropy(logits)}
         else:
             peers = confidence_peers(logits)
 
@@ -207,9 +206,8 @@ def remask_case(batch: int, dtype: torch.dtype, *, config: ModelConfig = CONFIG)
             return state.tokens, state.done
 
         given = start[0], candidate, surety
-        peers: dict[str, Runner] = {
-            "where, argmax, scatter": lambda: where_scatter(*given, **ids, threshold=THRESHOLD),
-        }
+        scatter = partial(where_scatter, *given, **ids, threshold=THRESHOLD)
+        peers = {"where, argmax, scatter": scatter}
         return Workload(run, peers, view=tuple, reset=lambda: restore(state, start))
 
     return Case(
@@ -239,7 +237,12 @@ def attention_case(
     head_dim, block = config.head_dim, config.block_size
 
     def build(device: torch.device) -> Workload:
-        q, k, v, *given, lengths = _attention_inputs(batch, context, config, dtype, device)
+        def random(tokens: int, heads: int) -> Tensor:
+            return torch.randn((batch, tokens, heads, head_dim), device=device, dtype=dtype)
+
+        q, k, v = random(block, query_heads), random(block, kv_heads), random(block, kv_heads)
+        given = random(context, kv_heads), random(context, kv_heads)
+        lengths = torch.full((batch,), context, dtype=torch.int32, device=device)
         caches, scales = _in_float8(given) if float8 else (given, {})
 
         def run(numerics: str = "batch_invariant") -> Tensor:
@@ -272,26 +275,10 @@ def _in_float8(caches: Iterable[Tensor]) -> tuple[list[Tensor], dict[str, Tensor
     """Caches in float8, and the scales of their heads, as `block_attention` takes them."""
     found, scales = [], {}
     for name, cache in zip(("k_scale", "v_scale"), caches, strict=True):
-        scales[name] = cache.abs().amax((0, 1, 3)).float() / LARGEST_FLOAT8
+        scales[name] = cache.abs().amax((0, 1, 3)).float() / LARGEST
         scaled = cache / scales[name][:, None].to(cache.dtype)
-        found.append(scaled.clamp_(-LARGEST_FLOAT8, LARGEST_FLOAT8).to(CACHE_DTYPE))
+        found.append(scaled.clamp_(-LARGEST, LARGEST).to(CACHE_DTYPE))
     return found, scales
-
-
-def _attention_inputs(
-    batch: int, context: int, config: ModelConfig, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, ...]:
-    """q, k, v of a block, both caches, and the lengths of the contexts."""
-
-    def random(tokens: int, heads: int) -> Tensor:
-        shape = (batch, tokens, heads, config.head_dim)
-        return torch.randn(shape, device=device, dtype=dtype)
-
-    block, kv_heads = config.block_size, config.num_key_value_heads
-    fresh = random(block, config.num_attention_heads), random(block, kv_heads)
-    caches = random(context, kv_heads), random(context, kv_heads)
-    lengths = torch.full((batch,), context, dtype=torch.int32, device=device)
-    return *fresh, random(block, kv_heads), *caches, lengths
 
 
 def restore(state: BlockState, start: list[Tensor]) -> None:

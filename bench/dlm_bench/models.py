@@ -95,28 +95,24 @@ def subjects_of(folder: Path | None, device: torch.device, *, quick: bool) -> li
     A checkpoint is loaded at once: whatever is wrong with it is said before anything is measured.
     """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    seconds = 0.05 if quick else 0.2
 
-    def planned(config: ModelConfig, plan: Callable[..., Plan]) -> list[Planned]:
+    def subject(name: str, config: ModelConfig, make: Callable, plan: Callable) -> Subject:
         """Without the forwards that a model of few positions, or of another block, has twice."""
         once: dict[Forward, Planned] = {}
         for each in plan(partial(_forward, config, name_of(dtype))):
             once.setdefault(each.forward, each)
-        return list(once.values())
+        make = partial(make, device=device, dtype=dtype)
+        return Subject(name, config, make, list(once.values()), budget=0.05 if quick else 0.2)
 
     def drawn(name: str, config: ModelConfig, plan: Callable[..., Plan]) -> Subject:
-        make = partial(random_model, config, device=device, dtype=dtype)
-        name = f"{name}, random weights"
-        return Subject(name, config, make, planned(config, plan), seconds)
+        return subject(f"{name}, random weights", config, partial(random_model, config), plan)
 
     def loaded(folder: Path, plan: Callable[..., Plan]) -> Subject:
         config = ModelConfig.from_json(folder / "config.json")
         check_room(folder.name, config, dtype, device)
-        make = partial(load_model, folder, device=device, dtype=dtype)
-        name = folder.resolve().name
-        subject = Subject(name, config, make, planned(config, plan), seconds)
-        subject.model()
-        return subject
+        found = subject(folder.resolve().name, config, partial(load_model, folder), plan)
+        found.model()
+        return found
 
     if device.type == "cuda":
         plan = quick_plan if quick else gpu_plan

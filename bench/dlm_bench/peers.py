@@ -1,13 +1,13 @@
 """The same work in plain torch, as the engines that serve diffusion language models do it.
 
 A peer takes the same tensors in the same dtype as our op and returns what the op returns, so that
-results are compared before anything is timed. Which engine does it so is in each docstring.
+results are compared before anything is timed; it raises if it cannot run here. Which engine does it
+so is in each docstring.
 """
 
 import shutil
 from collections.abc import Callable
 from functools import cache, partial
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
 from dlm_core import KVCache, Model
-from dlm_core.model import Layer, RMSNorm, Rotations
+from dlm_core.model import RMSNorm
 from dlm_kernels import confidence
 
-# A peer, or why it cannot run here.
-Runner = Callable[[], object] | str
+from .timing import Call
 
 SDPA_BACKENDS = {
     "math": SDPBackend.MATH,
@@ -51,19 +50,17 @@ def softmax_gather_fp64(logits: Tensor) -> tuple[Tensor, Tensor]:
     return token, logits.double().softmax(-1).gather(-1, token[:, None])[:, 0]
 
 
-def confidence_peers(logits: Tensor) -> dict[str, Runner]:
+def confidence_peers(logits: Tensor) -> dict[str, Call]:
     compiled = _compiled(softmax_max_fp32, logits.device)
     return {
         "softmax, gather": lambda: softmax_gather(logits),
         "fp32 softmax, max": lambda: softmax_max_fp32(logits),
-        "fp32 softmax, max, compiled": compiled
-        if isinstance(compiled, str)
-        else lambda: compiled(logits),
+        "fp32 softmax, max, compiled": lambda: compiled(logits),
         "fp64 softmax, gather": lambda: softmax_gather_fp64(logits),
     }
 
 
-def lm_head_peers(hidden: Tensor, head: Tensor) -> dict[str, Runner]:
+def lm_head_peers(hidden: Tensor, head: Tensor) -> dict[str, Call]:
     """The product's logits in memory, and their statistics by our op and as SGLang takes them.
 
     The product alone is what any of these costs at the least.
@@ -119,7 +116,7 @@ def sdpa(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 def attention_peers(
     q: Tensor, k_context: Tensor, v_context: Tensor, k: Tensor, v: Tensor
-) -> dict[str, Runner]:
+) -> dict[str, Call]:
     """Every SDPA backend and FlexAttention, over keys laid together beforehand and within the run;
     FlashAttention-3 where it is installed, over keys laid together.
 
@@ -131,25 +128,18 @@ def attention_peers(
     def joined() -> tuple[Tensor, Tensor]:
         return torch.cat([k_context, k], 1), torch.cat([v_context, v], 1)
 
-    def with_and_without(attend: Callable[..., Tensor]) -> tuple[Runner, Runner]:
+    def with_and_without(attend: Callable[..., Tensor]) -> tuple[Call, Call]:
         def concatenating() -> Tensor:
             return attend(q, torch.cat([k_context, k], 1), torch.cat([v_context, v], 1))
 
         return concatenating, lambda: attend(q, *joined())
 
+    ways = {f"SDPA {name}": partial(_sdpa_by, by) for name, by in SDPA_BACKENDS.items()}
+    ways["FlexAttention"] = _compiled(_flex, q.device)
     peers = {}
-    for name, backend in SDPA_BACKENDS.items():
-        attend = partial(_sdpa_by, backend)
-        peers[f"cat + SDPA {name}"], peers[f"SDPA {name}"] = with_and_without(attend)
-    flex = _compiled(_flex, q.device)
-    peers["cat + FlexAttention"], peers["FlexAttention"] = (
-        (flex, flex) if isinstance(flex, str) else with_and_without(flex)
-    )
-    peers["FlashAttention-3"] = (
-        partial(_flash_attention_3, q, joined)
-        if find_spec("flash_attn_interface")
-        else "flash_attn_interface is not importable"
-    )
+    for name, attend in ways.items():
+        peers[f"cat + {name}"], peers[name] = with_and_without(attend)
+    peers["FlashAttention-3"] = partial(_flash_attention_3, q, joined)
     return peers
 
 
@@ -170,15 +160,19 @@ def _flex(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return flex_attention(q, keys, values, enable_gqa=True).transpose(1, 2)
 
 
-def _compiled(fn: Callable, device: torch.device) -> Callable | str:
-    """`fn` compiled for its shape, or why not: uncompiled it would be another peer."""
+def _compiled(fn: Callable, device: torch.device) -> Callable:
+    """`fn` compiled for its shape, or a refusal: uncompiled it would be another peer."""
     if device.type != "cuda":
-        return "timed compiled, on a GPU only"
+        return partial(_refuse, "timed compiled, on a GPU only")
     if not any(shutil.which(compiler) for compiler in ("cc", "gcc", "clang")):
-        return "torch.compile needs a C compiler, and none is here"
+        return partial(_refuse, "torch.compile needs a C compiler, and none is here")
     # Each shape gets its own code; without the reset the tenth would silently run uncompiled.
     torch.compiler.reset()
     return torch.compile(fn, fullgraph=True, dynamic=False)
+
+
+def _refuse(why: str, *_: Tensor) -> None:
+    raise RuntimeError(why)
 
 
 # --- whole forwards
@@ -189,49 +183,25 @@ def norm(module: RMSNorm, x: Tensor) -> Tensor:
     return F.rms_norm(x, module.weight.shape, module.weight, module.eps)
 
 
-def plain_layer(
-    layer: Layer, x: Tensor, rotations: Rotations, keys: Tensor, values: Tensor
-) -> Tensor:
-    """A decoder layer over the context's keys and values, with merged weights as engines have."""
-    attention, mlp = layer.self_attn, layer.mlp
-    qkv = F.linear(norm(layer.input_layernorm, x), attention.qkv.weight)
-    heads, kv_heads = qkv.unflatten(-1, (-1, keys.shape[-1])), keys.shape[2]
-    q, k, v = heads.split([heads.shape[2] - 2 * kv_heads, kv_heads, kv_heads], 2)
-    q, k = rotations.apply(q, k)
-    attended = sdpa(q, torch.cat([keys, k], 1), torch.cat([values, v], 1))
-    x = x + F.linear(attended.flatten(-2), attention.o_proj.weight)
-    gate_up = F.linear(norm(layer.post_attention_layernorm, x), mlp.gate_up.weight)
-    gate, up = gate_up.chunk(2, -1)
-    return x + F.linear(F.silu(gate) * up, mlp.down_proj.weight)
-
-
 def plain_logits(model: Model, cache: KVCache, context: int, tokens: Tensor) -> Tensor:
-    """Logits [batch, M, V] of tokens that all see each other, on SDPA with concatenation.
+    """Logits [batch, M, V] of tokens that all see each other, on SDPA with concatenation, and with
+    merged weights as engines have.
 
     context: the length of every request's context.
     """
+    query_heads, kv_heads = model.config.num_attention_heads, model.config.num_key_value_heads
     positions = cache.lengths[:, None].long() + torch.arange(tokens.shape[1], device=tokens.device)
     rotations = model.rotary(positions)
     x = model.encoder.embed_tokens(tokens)
     for layer, keys, values in zip(model.encoder.layers, cache.keys, cache.values, strict=True):
-        x = plain_layer(layer, x, rotations, keys[:, :context], values[:, :context])
+        attention, mlp = layer.self_attn, layer.mlp
+        qkv = F.linear(norm(layer.input_layernorm, x), attention.qkv.weight)
+        heads = qkv.unflatten(-1, (-1, model.config.head_dim))
+        q, k, v = heads.split([query_heads, kv_heads, kv_heads], 2)
+        q, k = rotations.apply(q, k)
+        keys, values = torch.cat([keys[:, :context], k], 1), torch.cat([values[:, :context], v], 1)
+        x = x + F.linear(sdpa(q, keys, values).flatten(-2), attention.o_proj.weight)
+        gate_up = F.linear(norm(layer.post_attention_layernorm, x), mlp.gate_up.weight)
+        gate, up = gate_up.chunk(2, -1)
+        x = x + F.linear(F.silu(gate) * up, mlp.down_proj.weight)
     return F.linear(norm(model.encoder.norm, x), model.diffusion_head.weight)
-
-
-def plain_step(
-    model: Model, cache: KVCache, context: int, tokens: Tensor, *, threshold: float
-) -> tuple[Tensor, Tensor]:
-    """`denoise_step` on `plain_logits`, `softmax_gather` and `where_scatter`.
-
-    Returns the tokens after the step [batch, block] and done [batch].
-    """
-    logits = plain_logits(model, cache, context, tokens)
-    candidate, confidence = softmax_gather(logits.flatten(0, 1))
-    return where_scatter(
-        tokens,
-        candidate.view_as(tokens),
-        confidence.view_as(tokens),
-        mask_id=model.config.mask_token_id,
-        eos_id=model.config.eos_token_id,
-        threshold=threshold,
-    )

@@ -1,12 +1,17 @@
-"""README's tables, each made from the committed records: a list of markers and functions."""
+"""README's tables, each made from the committed records, by the names of their markers."""
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from textwrap import fill
 
-from dlm_roofline.records import RESULTS, default_records
+from dlm_roofline.records import RESULTS, default_records, read
+from dlm_roofline.tables import Table, markdown
 
-from .quality.tables import README as QUALITY
+from .quality import tables
+from .quality.records import COMMITTED, QualityRecord
 from .tables import in_markdown
 
 README = Path(__file__).parents[2] / "README.md"
@@ -20,16 +25,22 @@ def gpu_tables() -> str:
     return "\n\n".join(map(in_markdown, gpus)) or NO_RECORDS
 
 
-TABLES: list[tuple[str, Callable[[], str]]] = [
-    ("bench tables", gpu_tables),
-    *QUALITY,
-]
+def quality_table(make: Callable[[QualityRecord], Table]) -> str:
+    table = make(read(QualityRecord, COMMITTED))
+    return markdown(replace(table, notes=[fill(note, 100) for note in table.notes]))
+
+
+TABLES = {
+    "bench tables": gpu_tables,
+    "quality table": partial(quality_table, tables.targets),
+    "quantised table": partial(quality_table, tables.quantised),
+}
 
 
 def rewrite(readme: Path) -> None:
     """Put every table between its markers; a ValueError names the markers that are missing."""
     text = readme.read_text(encoding="utf-8")
-    for marker, make in TABLES:
+    for marker, make in TABLES.items():
         begin, end = f"<!-- {marker}: begin -->", f"<!-- {marker}: end -->"
         before, found, rest = text.partition(begin)
         _, closed, after = rest.partition(end)

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from torch import Tensor
 from triton.errors import TritonError
 
 from dlm_kernels import Cost
@@ -23,17 +22,18 @@ from dlm_roofline.ceilings import RUNS, free_memory, measure_ceilings
 from dlm_roofline.forward import LINEAR, STEP_NAMES
 from dlm_roofline.memory import peak_memory
 from dlm_roofline.plots import draw
-from dlm_roofline.records import OUT, BenchRecord, Peer, Row, Skipped, check_writable, save
+from dlm_roofline.points import PLAIN
+from dlm_roofline.records import OUT, BenchRecord, Peer, Row, Skipped, Timing, check_writable, save
 from dlm_roofline.step_cost import step_cost, total
 
-from .calibrate import measured_rates
+from .calibrate import Made, calls_of_ops, measured_rate
 from .cases import FAST, Case, difference, op_cases
 from .machine import check_triton, clocks, describe_device, device_for, is_lost, made_by, name_of
 from .models import MOST_MEMORY, Planned, Subject, subjects_of
-from .peers import Runner
 from .stages import stages_of
 from .steps import StepBench, written_by
-from .timing import Call, Timer, nothing
+from .tables import in_words, print_record
+from .timing import Call, Timer
 from .tuning.run import BUDGET, tune
 
 # Seconds after which no further row is begun: of ops, so that forwards get their share, and of all.
@@ -43,11 +43,7 @@ ALL_UNTIL = {"cpu": 480, "cuda": 500}
 # Load a core before the run, of others' work, from which a host's times say little.
 BUSY = 0.5
 
-# What may stop one row without stopping the bench: torch out of memory, a device error, a kernel
-# that does not compile.
-FAULTS = (RuntimeError, TritonError)
-
-PLAIN = "plain torch"  # the peer of stages and forwards
+LATE = "out of time"
 
 
 class DeviceLost(Exception):
@@ -67,65 +63,75 @@ class Bench:
     def ops(self, *, quick: bool) -> None:
         timer = Timer(self.device, budget=0.05 if quick else 0.3)
         for case in op_cases(self.device.type, quick=quick):
-            what = f"{case.name} {_sizes(case.shape)}"
-            self._attempt(
-                what, partial(self._reason_to_skip_op, case), partial(self._op, case, timer)
-            )
+            what = f"{case.name} {in_words(case.shape)}"
+            self._attempt(what, partial(self._op, case, timer))
 
     def rates(self) -> None:
         """What our ops reach on a GPU at shapes of no model, which predictions rest on."""
         if self.device.type != "cuda":
             return
         timer = Timer(self.device, budget=0.1)
-        for name, measure in measured_rates(timer):
-
-            def keep(name: str = name, measure: Callable = measure) -> None:
-                self.record.ceilings.ops[name] = measure()
-
-            self._attempt(f"rate of {name}", lambda: None, keep)
+        for op, calls in calls_of_ops(self.device, torch.bfloat16).items():
+            self._attempt(f"rate of {op}", partial(self._rate, op, calls, timer))
 
     def steps(self, subject: Subject) -> None:
         self.record.models[subject.name] = subject.config
         timer = Timer(self.device, budget=subject.budget)
         for planned in subject.planned:
-            what = f"{subject.name}: {_named(planned)}"
-            reason = partial(self._reason_to_skip_forward, subject, planned)
-            self._attempt(what, reason, partial(self._forward, subject, planned, timer))
+            forward = planned.forward
+            sizes = {"batch": forward.batch, "block": forward.block, "context": forward.context}
+            name = f"{STEP_NAMES[forward.kind]}, {in_words(sizes)}{forward.in_few_bits}"
+            run = partial(self._forward, subject, planned, timer)
+            self._attempt(f"{subject.name}: {name}", run)
 
-    def _attempt(self, what: str, reason_to_skip: Callable[[], str | None], run: Call) -> None:
-        """Run it, or list it as skipped, with the reason; then what is there goes to disk."""
+    def _attempt(self, what: str, run: Call) -> None:
+        """Run it, or list it as skipped with the reason: no time or memory left, a device error, a
+        kernel that does not compile. Then what is there goes to disk.
+        """
         self._progress.update(self._task, description=what)
         try:
-            reason = reason_to_skip()
-            if reason is None:
-                run()
-        except (*FAULTS, ValueError, TypeError) as error:
+            run()
+        except (RuntimeError, TritonError, ValueError, TypeError) as error:
             reason = reason_of(error)
             if is_lost(self.device):
                 raise DeviceLost(f"the device is lost: {reason}") from error
-        if reason:
             self.record.skipped.append(Skipped(what, reason))
-            if reason != "out of time":  # of these the tables list what may be many
+            if reason != LATE:  # of these the tables list what may be many
                 self._progress.console.print(f"skipped {what}: {reason}", highlight=False)
         save(self.record, self.path)
 
+    def _check(self, until: Mapping[str, int], needed: float) -> None:
+        """A ValueError says that it is too late, or that so many bytes are not there."""
+        if time.monotonic() - self.began > until[self.device.type]:
+            raise ValueError(LATE)
+        free = free_memory(self.device)
+        if needed > MOST_MEMORY * free:
+            raise ValueError(f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free")
+
     def _op(self, case: Case, timer: Timer) -> None:
+        self._check(OPS_UNTIL, case.memory)
         work = case.build(self.device)
-        work.reset()
         ours = tuple(tensor.clone() for tensor in work.view(work.run()))
-        check = partial(_differs, work.view, ours, case.tolerance)
-        runs, refused = willing(work.peers, check)
-        timings = timer.compare({"": work.run, **runs}, reset=work.reset)
-        mine = timings.pop("")
-        peers = [*(Peer(name, timing, None) for name, timing in timings.items()), *refused]
-        cost = case.cost
-        amounts = (cost.flops, cost.bytes, cost.exps)
-        row = Row("op", case.name, None, None, case.shape, name_of(case.dtype), *amounts, mine)
-        self.record.rows.append(replace(row, peers=peers, peak=self._peak(work.run)))
+
+        def differs(result: object) -> str | None:
+            if (apart := difference(ours, work.view(result))) <= case.tolerance:
+                return None
+            return f"its result differs from ours by {apart:.1e}"
+
+        timing, peers = beside_peers(timer, work.run, work.peers, differs, work.reset)
+        what = ("op", case.name, None, None, case.shape, name_of(case.dtype))
+        amounts = (case.cost.flops, case.cost.bytes, case.cost.exps)
+        self.record.rows.append(Row(*what, *amounts, timing, peers, self._peak(work.run)))
+
+    def _rate(self, op: str, calls: list[Callable[[], Made]], timer: Timer) -> None:
+        self.record.ceilings.ops[op] = measured_rate(timer, calls)
 
     def _forward(self, subject: Subject, planned: Planned, timer: Timer) -> None:
         """Measure a forward, and its stages if they are planned."""
         forward = planned.forward
+        cached = forward.context + written_by(forward)
+        peak = peak_memory(subject.config, forward, cached, backend=self.record.backend)
+        self._check(ALL_UNTIL, peak.total - peak.weights)
         if forward.float8_cache and self.device.type == "cuda":
             if torch.cuda.get_device_capability(self.device) < (8, 9):
                 raise ValueError("Triton reads a float8 cache from compute capability 8.9 on")
@@ -133,22 +139,17 @@ class Bench:
         costs = step_cost(subject.config, forward)
 
         def timed(name: str, cost: Cost, run: Call, peers: Mapping[str, Call]) -> None:
-            runs, refused = willing(peers, lambda result: None, bench.reset)
-            timings = timer.compare({"": run, **runs}, reset=bench.reset)
-            mine = timings.pop("")
-            others = [*(Peer(peer, timing, None) for peer, timing in timings.items()), *refused]
+            timing, others = beside_peers(timer, run, peers, lambda result: None, bench.reset)
             bench.check()
-            row = Row.of_model(name, subject.name, forward, cost, mine, peers=others)
+            row = Row.of_model(name, subject.name, forward, cost, timing, peers=others)
             self.record.rows.append(row)
 
         if planned.stages:
             for stage, (run, peer) in stages_of(bench).items():
                 timed(stage, costs[stage], run, {PLAIN: peer} if planned.peers and peer else {})
-        peers: dict[str, Call] = {}
-        if planned.peers:
-            peers = {PLAIN: bench.peer} if bench.has_peer else {}
-            peers[FAST] = partial(bench.step, "fast")
-        timed(STEP_NAMES[forward.kind], total(costs), bench.step, peers)
+        peers = {PLAIN: bench.peer} if bench.has_peer else {}
+        peers[FAST] = partial(bench.step, "fast")
+        timed(STEP_NAMES[forward.kind], total(costs), bench.step, peers if planned.peers else {})
 
     def _peak(self, run: Call) -> int | None:
         """Bytes that a run allocates at most; None on a host, which does not count them."""
@@ -160,50 +161,35 @@ class Bench:
         torch.cuda.synchronize(self.device)
         return torch.cuda.max_memory_allocated(self.device) - before
 
-    def _reason_to_skip_op(self, case: Case) -> str | None:
-        return self._late(OPS_UNTIL) or self._no_room_for(case.memory)
 
-    def _reason_to_skip_forward(self, subject: Subject, planned: Planned) -> str | None:
-        forward = planned.forward
-        cached = forward.context + written_by(forward)
-        peak = peak_memory(subject.config, forward, cached, backend=self.record.backend)
-        return self._late(ALL_UNTIL) or self._no_room_for(peak.total - peak.weights)
-
-    def _late(self, until: Mapping[str, int]) -> str | None:
-        late = time.monotonic() - self.began > until[self.device.type]
-        return "out of time" if late else None
-
-    def _no_room_for(self, needed: float) -> str | None:
-        free = free_memory(self.device)
-        if needed > MOST_MEMORY * free:
-            return f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free"
-        return None
-
-
-def willing(
-    peers: Mapping[str, Runner], differs: Callable[[object], str | None], reset: Call = nothing
-) -> tuple[dict[str, Call], list[Peer]]:
-    """Peers that ran once with a result that doesn't differ, and the others with their reason.
+def beside_peers(
+    timer: Timer,
+    run: Call,
+    peers: Mapping[str, Call],
+    differs: Callable[[object], str | None],
+    reset: Call,
+) -> tuple[Timing, list[Peer]]:
+    """Our time, and those of the peers that ran once with a result that doesn't differ; the other
+    peers have their reason.
 
     differs: what is wrong with a result, or None.
     """
-    runs, refused = dict[str, Call](), list[Peer]()
-    for name, runner in peers.items():
-        said: list[warnings.WarningMessage] = []
-        reason = runner if isinstance(runner, str) else None
+    runs, refused = {"": run}, list[Peer]()
+    for name, peer in peers.items():
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
-                if reason is None:
-                    reset()
-                    reason = differs(runner())
+                reset()
+                reason = differs(peer())
         except Exception as error:  # a peer may fail in any way; the bench goes on
             reason = reason_of(error, said)
         if reason is None:
-            runs[name] = runner
+            runs[name] = peer
         else:
             refused.append(Peer(name, None, reason))
-    return runs, refused
+    timings = timer.compare(runs, reset=reset)
+    ours = timings.pop("")
+    return ours, [*(Peer(name, timing, None) for name, timing in timings.items()), *refused]
 
 
 def reason_of(error: Exception, said: Iterable[warnings.WarningMessage] = ()) -> str:
@@ -211,16 +197,6 @@ def reason_of(error: Exception, said: Iterable[warnings.WarningMessage] = ()) ->
     lines = [str(error).strip().split("\n")[0] or type(error).__name__]
     lines += [str(warning.message).split(" (Triggered")[0].strip() for warning in said]
     return "; ".join(dict.fromkeys(lines))[:300]
-
-
-def _differs(
-    view: Callable[[object], tuple[Tensor, ...]],
-    ours: tuple[Tensor, ...],
-    tolerance: float,
-    result: object,
-) -> str | None:
-    apart = difference(ours, view(result))
-    return None if apart <= tolerance else f"its result differs from ours by {apart:.1e}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -327,8 +303,6 @@ def _show(record: BenchRecord, path: Path) -> None:
     """Tables and pictures of what was measured, and one line for programs."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
     try:
-        from .tables import print_record
-
         print_record(record, console)
         pictures = draw(record, path)
     except ModuleNotFoundError as error:
@@ -362,14 +336,3 @@ def closing_line(record: BenchRecord, path: Path) -> dict[str, object]:
             for row in steps
         ],
     }
-
-
-def _sizes(shape: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {size}" for name, size in shape.items())
-
-
-def _named(planned: Planned) -> str:
-    """A forward in words."""
-    forward = planned.forward
-    sizes = {"batch": forward.batch, "block": forward.block, "context": forward.context}
-    return f"{STEP_NAMES[forward.kind]}, {_sizes(sizes)}{forward.in_few_bits}"

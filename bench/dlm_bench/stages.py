@@ -3,7 +3,6 @@
 A stage runs over all layers, so that weights and context come from memory as they do in a forward.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -18,8 +17,7 @@ from dlm_roofline.step_cost import ATTENTION, EMBEDDING, HEAD, PROJECTIONS, REMA
 from .cases import THRESHOLD
 from .peers import norm, sdpa, softmax_gather, where_scatter
 from .steps import StepBench
-
-Call = Callable[[], object]
+from .timing import Call
 
 _NUMERICS = "batch_invariant"
 
@@ -69,10 +67,6 @@ class _Stages:
         self.of_mlp = mlp(self.x, _NUMERICS)
         self.candidate = torch.randint_like(bench.tokens, self.model.config.vocab_size)
         self.probability = torch.rand(bench.tokens.shape, device=self.model.device)
-        self.ids = {
-            "mask_id": self.model.config.mask_token_id,
-            "eos_id": self.model.config.eos_token_id,
-        }
 
     def embedding_and_norms(self) -> Tensor:
         encoder, update = self.model.encoder, None
@@ -98,12 +92,12 @@ class _Stages:
     def head_and_confidence(self) -> Tensor | Confidence:
         if self.forward.kind != DENOISE:
             return self.bench.choose(self.runner, self.x)
-        tokens, mask_id = self.bench.tokens.flatten(), self.ids["mask_id"]
+        tokens, mask_id = self.bench.tokens.flatten(), self.bench.ids["mask_id"]
         return self.runner.statistics(self.x, tokens=tokens, mask_id=mask_id)
 
     def remask(self) -> None:
         rule, chosen = Rule(threshold=THRESHOLD), (self.candidate, self.probability)
-        remask_scatter(self.bench.state, *chosen, rule, **self.ids, error=self.runner.error)
+        remask_scatter(self.bench.state, *chosen, rule, **self.bench.ids, error=self.runner.error)
 
     def peers(self) -> dict[str, Call]:
         """Each stage in plain torch."""
@@ -145,5 +139,5 @@ class _Stages:
             PROJECTIONS: projections_and_mlp,
             ATTENTION: attention,
             HEAD: head_and_confidence,
-            REMASK: partial(where_scatter, *given, **self.ids, threshold=THRESHOLD),
+            REMASK: partial(where_scatter, *given, **self.bench.ids, threshold=THRESHOLD),
         }

@@ -20,8 +20,7 @@ from dlm_kernels.cache_layout import CACHE_DTYPE
 from dlm_roofline.forward import DECODE, DENOISE, DRAFT, LINEAR, QUADRATIC, VERIFY, Forward
 
 from .cases import THRESHOLD, restore
-from .machine import name_of
-from .peers import plain_logits, plain_step
+from .peers import plain_logits, softmax_gather, where_scatter
 
 
 class StepBench:
@@ -30,22 +29,15 @@ class StepBench:
     Blocks that are denoised or drafted are masks but for their first token, so that each row of
     logits counts; what is decoded or verified are random tokens.
 
-    Raises:
-        ValueError: the forward's dtype or weights are not the model's, or its context and block do
-            not fit into the model's positions.
+    Raises ValueError if its context and block do not fit into the model's positions.
     """
 
     def __init__(self, model: Model, forward: Forward) -> None:
-        held = name_of(model.dtype), model.quantization
-        if (forward.dtype, forward.weights) != held:
-            raise ValueError(
-                f"forward has dtype and weights {forward.dtype}, {forward.weights}; the model has"
-                f" {held[0]}, {held[1]}"
-            )
         self.model, self.forward, self.runner = model, forward, Runner.of(model)
         self.cache = random_cache(model, forward)
 
         config, device, batch = model.config, model.device, forward.batch
+        self.ids = {"mask_id": config.mask_token_id, "eos_id": config.eos_token_id}
         shape = (batch, forward.block)
         self.tokens = torch.randint(config.vocab_size, shape, dtype=torch.int32, device=device)
         self.tokens[self.tokens == config.mask_token_id] = config.bos_token_id
@@ -94,10 +86,12 @@ class StepBench:
 
     def peer(self) -> Tensor:
         """The same forward in plain torch; see `has_peer`."""
-        inputs = (self.model, self.cache, self.forward.context, self.tokens)
+        tokens = self.tokens
+        logits = plain_logits(self.model, self.cache, self.forward.context, tokens)
         if self.forward.kind == DECODE:
-            return plain_logits(*inputs)[:, -1].argmax(-1)
-        return plain_step(*inputs, threshold=THRESHOLD)[0]
+            return logits[:, -1].argmax(-1)
+        candidate, confidence = (x.view_as(tokens) for x in softmax_gather(logits.flatten(0, 1)))
+        return where_scatter(tokens, candidate, confidence, **self.ids, threshold=THRESHOLD)[0]
 
     def reset(self) -> None:
         """Back to before the first step."""

@@ -1,11 +1,10 @@
 """Tables of a bench's record, for terminal, Markdown and CSV alike."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dlm_roofline.ceilings import Ceiling, Latency
 from dlm_roofline.datasheets import DATASHEETS
 from dlm_roofline.forward import Forward
 from dlm_roofline.model_check import error_table, predictions
@@ -38,7 +37,7 @@ def tables(record: BenchRecord) -> list[Table]:
     for name, dtype in dict.fromkeys((row.name, row.dtype) for row in ops):
         rows = [row for row in ops if (row.name, row.dtype) == (name, dtype)]
         rows.sort(key=lambda row: list(row.shape.values()))
-        frame = _frame([{"shape": _sizes(row.shape), **_figures(record, row)} for row in rows])
+        frame = _frame([{"shape": in_words(row.shape), **_figures(record, row)} for row in rows])
         notes = _refusals(rows)
         found.append(Table(f"{name}, {dtype}", frame, notes, _formats(frame)))
     for model in record.models:
@@ -82,7 +81,7 @@ def heading(record: BenchRecord) -> str:
 def _ceilings(record: BenchRecord) -> Table:
     measured, sheet = record.ceilings, DATASHEETS.get(record.device.name)
     unit, scale = _compute_unit(record)
-    streams: list[tuple[str, str, float, Ceiling | Latency | None, float | None]] = [
+    streams = [
         ("read", "GB/s", 1e9, measured.read, sheet and sheet.bandwidth),
         ("copy", "GB/s", 1e9, measured.copy, None),
         ("write", "GB/s", 1e9, measured.write, None),
@@ -116,38 +115,31 @@ def _ceilings(record: BenchRecord) -> Table:
 
 
 def _forwards(record: BenchRecord, model: str) -> list[Table]:
-    """Whole forwards of a model; the stages of those that were looked into; stages by peer."""
+    """Whole forwards of a model; their stages; stages by peer. Those that have rows."""
     rows = [row for row in record.rows if row.model == model]
     steps = sorted((row for row in rows if row.kind == "step"), key=lambda row: _place(row.forward))
-    if not steps:
-        return []
     body = []
     for row, predicted in zip(steps, predictions(record, steps), strict=True):
         figures = _figures(record, row)
         ms = {"ms": figures.pop("ms"), "predicted ms": 1e3 * predicted.seconds}
         body.append(_which(row) | ms | figures)
     frame = _frame(body)
-    found = [Table(f"Forwards of {model}", frame, _refusals(steps), _formats(frame))]
-    looked_into = [row for row in steps if record.stages_of(row)]
-    if looked_into:
-        found.append(_stages(record, model, looked_into))
-    if any(stage.peers for row in looked_into for stage in record.stages_of(row)):
-        found.append(_stage_peers(record, model, looked_into))
-    return found
+    whole = Table(f"Forwards of {model}", frame, _refusals(steps), _formats(frame))
+    found = (whole, _stages(record, model, steps), _stage_peers(record, model, steps))
+    return [table for table in found if not table.frame.empty]
 
 
 def _stages(record: BenchRecord, model: str, steps: list[Row]) -> Table:
-    """A forward a line, a stage a column: ms, and the share of the roof."""
+    """A forward with stages a line, a stage a column: ms, and the share of the roof."""
     body = []
     for step in steps:
-        seconds = {row.name: row.timing.median for row in record.stages_of(step)}
-        floors = {row.name: record.floor(row) for row in record.stages_of(step)}
-        cells = {
-            name: f"{three_digits(1e3 * took)} ({percent(floors[name] / took)})"
-            for name, took in seconds.items()
-        }
-        total = sum(seconds.values())
-        body.append({**_which(step), **cells, "sum / whole": total / step.timing.median})
+        cells, total = {}, 0.0
+        for row in record.stages_of(step):
+            took = row.timing.median
+            cells[row.name] = f"{three_digits(1e3 * took)} ({percent(record.floor(row) / took)})"
+            total += took
+        if cells:
+            body.append({**_which(step), **cells, "sum / whole": total / step.timing.median})
     title = f"Stages of {model}: ms (share of the roof)"
     return Table(title, _frame(body), [], {"sum / whole": percent})
 
@@ -170,7 +162,7 @@ def _targets(record: BenchRecord) -> Table:
         sense = "<=" if target.at_most else ">="
         body.append(
             {
-                "row": f"{target.name}, {_sizes(target.sizes)}",
+                "row": f"{target.name}, {in_words(target.sizes)}",
                 "target": f"{sense} {target.bound:g} {target.what}",
                 "measured": each.figure,
                 "floor ms": floor,
@@ -183,13 +175,7 @@ def _targets(record: BenchRecord) -> Table:
 
 def _which(row: Row) -> dict[str, object]:
     """A forward's columns."""
-    forward = row.forward
-    return {
-        "forward": row.name + forward.in_few_bits,
-        "batch": forward.batch,
-        "block": forward.block,
-        "context": forward.context,
-    }
+    return {"forward": row.name + row.forward.in_few_bits, **row.sizes}
 
 
 def _figures(record: BenchRecord, row: Row) -> dict[str, object]:
@@ -236,5 +222,5 @@ def _place(forward: Forward) -> tuple:
     return *bits, forward.kind, forward.context, forward.block, forward.batch
 
 
-def _sizes(shape: dict[str, int]) -> str:
-    return ", ".join(f"{name} {size}" for name, size in shape.items())
+def in_words(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in sizes.items())

@@ -17,8 +17,6 @@ from .cases import FAST, OTHER_CACHE
 # writes as much again. Ours reads them once.
 _PASSES_OF_SOFTMAX_GATHER = 3
 
-Figure = Callable[[BenchRecord, Row], float | None]
-
 
 @dataclass(frozen=True)
 class Target:
@@ -30,7 +28,7 @@ class Target:
     name: str
     sizes: dict[str, int]
     what: str
-    figure: Figure
+    figure: Callable[[BenchRecord, Row], float | None]
     bound: float
     at_most: bool = False
     weights: str | None = None
@@ -45,9 +43,6 @@ class Target:
                 return row
         return None
 
-    def holds(self, figure: float) -> bool:
-        return figure <= self.bound if self.at_most else figure >= self.bound
-
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -59,7 +54,10 @@ class Evaluated:
 
     @property
     def holds(self) -> bool | None:
-        return None if self.figure is None else self.target.holds(self.figure)
+        if self.figure is None:
+            return None
+        bound = self.target.bound
+        return self.figure <= bound if self.target.at_most else self.figure >= bound
 
 
 def evaluate(record: BenchRecord) -> list[Evaluated]:
@@ -144,10 +142,8 @@ def _step(kind: str, batch: int, block: int, times: float) -> list[Target]:
 
 def _attention(batch: int, context: int, *, held: bool = True) -> list[Target]:
     name, sizes = "block_attention", {"batch": batch, "context": context}
-    found = [Target(name, sizes, "best peer's time over ours", best_peer_over_ours, 1.0)]
-    if held:
-        found.insert(0, Target(name, sizes, "of its floor's rate", of_floor, 0.75))
-    return found
+    rate = [Target(name, sizes, "of its floor's rate", of_floor, 0.75)] if held else []
+    return [*rate, Target(name, sizes, "best peer's time over ours", best_peer_over_ours, 1.0)]
 
 
 def _confidence(dtype: str) -> list[Target]:
@@ -158,10 +154,9 @@ def _confidence(dtype: str) -> list[Target]:
     ]
 
 
-def _head(rows: int) -> list[Target]:
-    alone = partial(over_peer, "product alone")
-    sizes, what = {"rows": rows}, "over torch's product alone"
-    return [Target("lm_head_confidence", sizes, what, alone, 1.05, at_most=True)]
+def _head(rows: int) -> Target:
+    alone, what = partial(over_peer, "product alone"), "over torch's product alone"
+    return Target("lm_head_confidence", {"rows": rows}, what, alone, 1.05, at_most=True)
 
 
 def _quantised(weights: str, times: float) -> Target:
@@ -172,7 +167,7 @@ def _quantised(weights: str, times: float) -> Target:
 
 TARGETS: list[Target] = [
     *_step(DENOISE, 1, 32, 1.15),
-    *(each for rows in (32, 2048, 256, 1, 4096, 128, 512, 64, 1024) for each in _head(rows)),
+    *map(_head, (32, 2048, 256, 1, 4096, 128, 512, 64, 1024)),
     *(each for context in (32768, 4096, 8192) for each in _attention(64, context)),
     *_step(LINEAR, 1, 32, 1.15),
     *(each for dtype in ("bfloat16", "float32") for each in _confidence(dtype)),

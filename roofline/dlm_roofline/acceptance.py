@@ -7,7 +7,9 @@ a mode's tokens per second follow. Profiles are published or measured by `dlm qu
 from dataclasses import dataclass
 from pathlib import Path
 
-from .forward import DECODE, DENOISE, DRAFT, QUADRATIC, VERIFY, Forward
+from dlm_core.config import PRESETS, ModelConfig
+
+from .forward import DECODE, DENOISE, LINEAR, QUADRATIC, Forward
 from .records import RESULTS, read
 
 SCHEMA = 1  # of files of profiles
@@ -17,13 +19,13 @@ AUTOREGRESSIVE, DIFFUSION, LINEAR_SPEC, QUADRATIC_SPEC = MODES = (
     "autoregressive", "diffusion", "linear_spec", "quadratic_spec",
 )  # fmt: skip
 
-# What one cycle of a mode runs. The commit of a finished block is one forward more in the count of
-# diffusion's tokens per forward, and costs what its steps do but for the unmasking.
-_FORWARDS = {
-    AUTOREGRESSIVE: (DECODE,),
-    DIFFUSION: (DENOISE,),
-    LINEAR_SPEC: (DRAFT, VERIFY),
-    QUADRATIC_SPEC: (QUADRATIC,),
+# The kind of forward that a cycle of each mode is. The commit of a finished block is one more in
+# the count of diffusion's tokens per forward, and costs what its steps do but for the unmasking.
+_CYCLES = {
+    AUTOREGRESSIVE: DECODE,
+    DIFFUSION: DENOISE,
+    LINEAR_SPEC: LINEAR,
+    QUADRATIC_SPEC: QUADRATIC,
 }
 
 
@@ -56,7 +58,7 @@ class Setting:
             raise ValueError(
                 f"threshold is {self.threshold}; it must be 0 to 1 in diffusion, else null"
             )
-        most = self.size / len(_FORWARDS[self.mode])
+        most = self.size / self._forwards
         if not 0 < self.tokens_per_forward <= most:
             raise ValueError(
                 f"tokens_per_forward is {self.tokens_per_forward}; {self.mode} of size {self.size}"
@@ -74,6 +76,21 @@ class Setting:
         threshold = "" if self.threshold is None else f", ≥ {self.threshold:g}"
         return f"{self.mode} {size}{threshold}"
 
+    @property
+    def _forwards(self) -> int:
+        """Of a cycle: a draft and its verification are two."""
+        return 2 if self.mode == LINEAR_SPEC else 1
+
+    @property
+    def tokens_per_cycle(self) -> float:
+        """Tokens that one cycle gives each request, in the mean."""
+        return self.tokens_per_forward * self._forwards
+
+    def cycle(self, batch: int, context: int, dtype: str, **kinds: object) -> Forward:
+        """One cycle behind `context` tokens; kinds: weights and float8_cache, as of a `Forward`."""
+        block = self.size * (self.size + 1) if self.mode == QUADRATIC_SPEC else self.size
+        return Forward(_CYCLES[self.mode], batch, block, context, dtype, **kinds)
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -90,9 +107,6 @@ class Profile:
     def __post_init__(self) -> None:
         if not self.settings:
             raise ValueError("settings is empty; a profile must have at least one")
-
-    def of_mode(self, mode: str) -> list[Setting]:
-        return [each for each in self.settings if each.mode == mode]
 
 
 def _published(name: str, *figures: tuple[float, float]) -> Profile:
@@ -117,27 +131,12 @@ PUBLISHED = {
 }
 
 
+def published_for(config: ModelConfig) -> Profile | None:
+    """What was published for a model of these sizes."""
+    found = (profile for name, profile in PUBLISHED.items() if PRESETS[name] == config)
+    return next(found, None)
+
+
 def load_profile(path: str | Path) -> Profile:
     """The profile in a JSON file; see `records.read`."""
     return read(Profile, path, schema=SCHEMA)
-
-
-def forwards_of(
-    setting: Setting, batch: int, context: int, dtype: str, **kinds: object
-) -> list[Forward]:
-    """The forwards of one cycle, behind `context` tokens: [denoise], [decode], [draft, verify] or
-    [quadratic].
-
-    kinds: weights and float8_cache, as `Forward` has them.
-    """
-    block = setting.size
-    if setting.mode == QUADRATIC_SPEC:
-        block *= setting.size + 1
-    return [
-        Forward(kind, batch, block, context, dtype, **kinds) for kind in _FORWARDS[setting.mode]
-    ]
-
-
-def tokens_per_cycle(setting: Setting) -> float:
-    """Tokens that one cycle gives each request, in the mean."""
-    return setting.tokens_per_forward * len(_FORWARDS[setting.mode])

@@ -195,8 +195,7 @@ def _products(device: torch.device, runs: int) -> dict[str, Ceiling]:
             continue  # a type to store, without matrix instructions
         with _float32_precision(name):
             try:
-                on_host = device.type == "cpu"
-                if on_host and found and _is_emulated(name, found["float32"].best):
+                if device.type == "cpu" and found and _is_emulated(name, found["float32"].best):
                     continue
                 found[name] = _rate(2.0 * size**3, _matmul(name, size, device), device, runs)
             except RuntimeError:

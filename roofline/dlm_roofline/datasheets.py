@@ -14,7 +14,6 @@ the boost clock, over 16, or over 8, is SMs x 16 x boost clock.
 from dataclasses import dataclass
 
 from .ceilings import Ceiling, Ceilings
-from .predict import Roof
 
 
 @dataclass(frozen=True)
@@ -39,19 +38,11 @@ class Datasheet:
     exps: float | None
     source: str
 
-    def roof(self, dtype: str) -> Roof:
-        """The vendor's roof over work in `dtype`."""
-        return Roof(self.bandwidth, self.matmul[dtype], self.exps)
-
     def ceilings(self) -> Ceilings:
         """The figures as ceilings of no run; what a datasheet lacks is None."""
-
-        def stated(rate: float) -> Ceiling:
-            return Ceiling(rate, rate, runs=0)
-
-        bandwidth = stated(self.bandwidth)
-        matmul = {dtype: stated(rate) for dtype, rate in self.matmul.items()}
-        exps = None if self.exps is None else stated(self.exps)
+        bandwidth = Ceiling(self.bandwidth, self.bandwidth, runs=0)
+        matmul = {dtype: Ceiling(rate, rate, runs=0) for dtype, rate in self.matmul.items()}
+        exps = self.exps and Ceiling(self.exps, self.exps, runs=0)
         return Ceilings(bandwidth, bandwidth, bandwidth, matmul, exps)
 
 

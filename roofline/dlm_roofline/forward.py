@@ -88,11 +88,6 @@ class Forward:
         return (self.k, self.k + 1) if self.kind == QUADRATIC else None
 
     @property
-    def label(self) -> str:
-        """batch x block, as pictures write it."""
-        return f"{self.batch}×{self.block}"
-
-    @property
     def in_few_bits(self) -> str:
         """What of it is quantised, for the end of a phrase: ", int8 weights", or nothing."""
         weights = f", {self.weights} weights" if self.weights else ""

@@ -25,13 +25,7 @@ from dlm_kernels.backend import BACKENDS, dry_run
 from dlm_kernels.cache_layout import CACHE_DTYPE
 
 from .forward import DRAFT, LINEAR, VERIFY, Forward, parts_of
-from .step_cost import (
-    head_rows,
-    itemsize_of,
-    kv_bytes_per_token,
-    linear_shapes,
-    weight_bytes,
-)
+from .step_cost import head_rows, itemsize_of, kv_bytes_per_token, linear_shapes, weight_bytes
 
 PAGE_SIZE = 64  # tokens, as a PagePool has them by default
 _TORCH_LOGITS = 2**25  # that plain torch holds at a time
@@ -91,7 +85,7 @@ def _weights(config: ModelConfig, forward: Forward) -> int:
     shapes = linear_shapes(config)
     if forward.kind in (DRAFT, VERIFY, LINEAR):
         shapes.append((config.num_attention_heads * config.head_dim, hidden))
-    layer = sum(weight_bytes(*each, forward, itemsize) for each in shapes) + 2 * itemsize * hidden
+    layer = sum(weight_bytes(*each, forward) for each in shapes) + 2 * itemsize * hidden
     return config.num_hidden_layers * layer + itemsize * (2 * config.vocab_size + 1) * hidden
 
 
@@ -99,17 +93,19 @@ def _weights(config: ModelConfig, forward: Forward) -> int:
 def _activations(config: ModelConfig, forward: Forward) -> int:
     """Bytes that layers and head hold at most, counted on meta tensors."""
     model = _model(config, forward.dtype, forward.weights)
-    pool = _pool(model, CACHE_DTYPE if forward.float8_cache else model.dtype)
-    shape = (forward.batch, pool.pages_for(forward.context + forward.block))
-    table = torch.empty(shape, dtype=torch.int32, device=model.device)
-    cache = PagedKVCache.over(pool, table, table[:, 0].contiguous(), forward.context)
-    runner = Runner.of(model)
+    runner, dtype = Runner.of(model), CACHE_DTYPE if forward.float8_cache else model.dtype
     with dry_run("triton"), LiveBytes() as live:
+        # A single page: every entry of a block table on meta tensors may mean it.
+        pool = PagePool(model.config, 1, PAGE_SIZE, device=model.device, dtype=dtype)
+        shape = (forward.batch, pool.pages_for(forward.context + forward.block))
+        table = torch.empty(shape, dtype=torch.int32, device=model.device)
+        cache = PagedKVCache.over(pool, table, table[:, 0].contiguous(), forward.context)
+        before = live.peak = live.now
         for part in parts_of(forward):
             hidden = _hidden(runner, cache, part)  # of a draft it outlives the verification
             for rows in head_rows(part):
                 runner.statistics(hidden[:, -(rows // part.batch) :])
-    return live.peak
+    return live.peak - before
 
 
 def _hidden(runner: Runner, cache: PagedKVCache, forward: Forward) -> Tensor:
@@ -137,13 +133,6 @@ def _model(config: ModelConfig, dtype: str, weights: str | None) -> Model:
         if weights is not None:
             quantize_model(model, weights)
     return model
-
-
-@cache
-def _pool(model: Model, dtype: torch.dtype) -> PagePool:
-    """A single page: every entry of a block table on meta tensors may mean it."""
-    with LiveBytes():
-        return PagePool(model.config, 1, PAGE_SIZE, device=model.device, dtype=dtype)
 
 
 class LiveBytes(TorchDispatchMode):

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dlm_core import PRESETS
-
-from .acceptance import PUBLISHED, SMALL_MODEL_PROFILE, Profile, load_profile
+from .acceptance import SMALL_MODEL_PROFILE, load_profile, published_for
 from .model_check import error_table
+from .points import points_of, subject_of
 from .records import OUT, RESULTS, BenchRecord, default_records, read
 from .tables import show
 from .text import with_prefix
@@ -37,22 +36,19 @@ def charts_of(record: BenchRecord) -> list[Chart]:
     from .charts.roofline import roofline_chart
     from .charts.step import step_chart
 
+    points = points_of(record)
+    if points is None:
+        return []
+    model, *_ = subject_of(points)
+    # As published for this model, or as the small model's own answers gave it.
+    profile = published_for(record.models[model]) or load_profile(SMALL_MODEL_PROFILE)
     charts = [
-        roofline_chart(record),
-        step_chart(record),
-        modes_chart(record, profile_of(record)),
-        context_chart(record),
+        roofline_chart(record, points),
+        step_chart(record, points),
+        modes_chart(record, points, profile),
+        context_chart(record, points),
     ]
     return [chart for chart in charts if chart is not None]
-
-
-def profile_of(record: BenchRecord) -> Profile:
-    """How many tokens a forward gives: as published for a model of the record, or as the small
-    model's own answers gave it.
-    """
-    models = record.models.values()
-    published = (PUBLISHED[name] for name in PUBLISHED if PRESETS[name] in models)
-    return next(published, None) or load_profile(SMALL_MODEL_PROFILE)
 
 
 def draw(record: BenchRecord, path: Path) -> list[Path]:
@@ -65,11 +61,9 @@ def draw(record: BenchRecord, path: Path) -> list[Path]:
 
 
 def _drawn(record: BenchRecord, path: Path) -> Iterator[tuple[Chart, list[Path]]]:
-    if not (charts := charts_of(record)):
-        return
     from .charts.chart import save
 
-    for chart in charts:
+    for chart in charts_of(record):
         yield chart, save(chart, path.with_suffix(""), facts_of(record, chart).items())
 
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from .forward import DECODE, DENOISE, DRAFT, STEP_NAMES, VERIFY, Forward
 from .model_check import predictions
-from .records import BenchRecord, Row
-from .step_cost import STAGES
+from .records import NAMES, BenchRecord, Row
 from .step_time import StageTime
 
 if TYPE_CHECKING:
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
 SHOWN_KINDS = (DECODE, DENOISE, DRAFT, VERIFY)  # each has a panel of its own
 PLAIN = "plain torch"  # the peer that is shown
 UNQUANTISED = "unquantised"
-
-_ORDER = (*STAGES, *STEP_NAMES.values())
 
 
 def points_of(record: BenchRecord) -> "pd.DataFrame | None":
@@ -40,7 +37,7 @@ def points_of(record: BenchRecord) -> "pd.DataFrame | None":
     unquantised = [row for row in steps if _setting(row)[1:] == (None, False)]
     setting = mode(_setting(row) for row in unquantised or steps)
     rows = [row for row in record.rows if row.model == model and _setting(row) == setting]
-    rows.sort(key=lambda row: (row.forward.batch, _ORDER.index(row.name)))
+    rows.sort(key=lambda row: (row.forward.batch, NAMES.index(row.name)))
     times = zip(rows, predictions(record, rows), strict=True)
     return pd.DataFrame([_cells(record, row, expected) for row, expected in times])
 

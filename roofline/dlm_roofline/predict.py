@@ -8,7 +8,6 @@ a prediction; nothing is measured.
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dlm_core.config import ModelConfig
@@ -36,10 +35,6 @@ class Roof:
         """Intensity in FLOP/byte at which memory and compute take the same time."""
         return self.peak / self.bandwidth
 
-    def flops_at(self, intensity: float) -> float:
-        """FLOP/s that work of this intensity in FLOP/byte can reach at most."""
-        return min(intensity * self.bandwidth, self.peak)
-
     def seconds(self, cost: Cost) -> float:
         """Least time of one piece of work."""
         return max(self._times(cost).values())
@@ -56,10 +51,6 @@ class Roof:
             "memory": cost.bytes / self.bandwidth,
             "exponentials": 0.0 if self.exps is None else cost.exps / self.exps,
         }
-
-    def step_seconds(self, stages: Mapping[str, Cost]) -> float:
-        """Least time of stages that run one after the other."""
-        return sum(self.seconds(cost) for cost in stages.values())
 
 
 def ridge_crossing(config: ModelConfig, step: Forward, ridge: float) -> tuple[int, int] | None:

@@ -17,12 +17,14 @@ from dlm_core.whole_file import write_whole
 from dlm_kernels import Cost
 
 from .ceilings import Ceilings
-from .forward import STEP_NAMES, Forward, parts_of
+from .forward import STEP_NAMES, Forward
 from .predict import Roof
-from .step_cost import STAGES, step_cost
+from .step_cost import STAGES
+from .step_time import step_times, whole
 
 SCHEMA = 5
 KINDS = ("op", "stage", "step")
+NAMES = (*STAGES, *STEP_NAMES.values())  # of stages and steps, in their order
 RESULTS = Path(__file__).parent / "results"  # committed records; bench/results of a checkout
 OUT = Path("out")  # where runs leave theirs
 
@@ -227,11 +229,9 @@ class BenchRecord(Record):
 
     def floor(self, row: Row) -> float:
         """Least seconds the measured roof allows, a prediction: of a step, the sum over stages."""
-        roof = self.roof(row.dtype)
         if row.kind != "step":
-            return roof.seconds(row.cost)
-        config = self.models[row.model]
-        return sum(roof.step_seconds(step_cost(config, each)) for each in parts_of(row.forward))
+            return self.roof(row.dtype).seconds(row.cost)
+        return whole(step_times(self.models[row.model], row.forward, self.ceilings).values()).floor
 
     def steps(self, *names: str) -> list[Row]:
         """Whole forwards by their names in STEP_NAMES; without names all."""
@@ -240,10 +240,9 @@ class BenchRecord(Record):
 
     def stages_of(self, step: Row) -> list[Row]:
         """The stages measured of a step, in their order."""
-        of_step = (step.model, step.forward)
-        found = [row for row in self.rows if row.kind == "stage"]
-        found = [row for row in found if (row.model, row.forward) == of_step]
-        return sorted(found, key=lambda row: STAGES.index(row.name))
+        of_step = ("stage", step.model, step.forward)
+        found = [row for row in self.rows if (row.kind, row.model, row.forward) == of_step]
+        return sorted(found, key=lambda row: NAMES.index(row.name))
 
 
 def save(record: Record, path: Path) -> Path:

@@ -92,9 +92,7 @@ def step_launches(config: ModelConfig, forward: Forward) -> dict[str, list[Launc
     rotation = rope_kv_write_cost(*shape, *heads, itemsize=itemsize, **kind)
     attention = block_attention_cost(*shape, forward.context, *heads, itemsize=itemsize, **kind)
     products = [
-        linear_cost(
-            rows, *each, itemsize=itemsize, weight_bytes=weight_bytes(*each, forward, itemsize)
-        )
+        linear_cost(rows, *each, itemsize=itemsize, weight_bytes=weight_bytes(*each, forward))
         for each in linear_shapes(config)
     ]
     gate = gated_silu_cost(rows, config.intermediate_size, itemsize=itemsize)
@@ -139,10 +137,10 @@ def total(stages: dict[str, Cost]) -> Cost:
     return sum(stages.values(), Cost(0, 0))
 
 
-def weight_bytes(n_in: int, n_out: int, forward: Forward, itemsize: int) -> int:
+def weight_bytes(n_in: int, n_out: int, forward: Forward) -> int:
     """Bytes of a projection's weight, and of its float32 scales if it is quantised."""
     if forward.weights is None:
-        return itemsize * n_in * n_out
+        return itemsize_of(forward.dtype) * n_in * n_out
     if forward.weights == "int4":
         groups = -(-n_in // GROUP)
         return n_out * groups * (GROUP // 2 + 4)

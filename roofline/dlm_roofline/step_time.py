@@ -8,6 +8,7 @@ launch costs in a replayed graph, or on a host a call. Nothing is fitted to what
 floor leaves out launches and takes each stage as one piece of work.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from dlm_core.config import ModelConfig
@@ -46,20 +47,15 @@ def step_times(config: ModelConfig, forward: Forward, ceilings: Ceilings) -> dic
             held = _held(launches, part.dtype, ceilings)
             floor = roof.seconds(costs[stage])
             time = StageTime(sum(held.values()), floor, max(held, key=held.get))
-            times[stage] = after([times[stage], time]) if stage in times else time
+            times[stage] = whole([times[stage], time]) if stage in times else time
     return times
 
 
-def after(times: list[StageTime]) -> StageTime:
+def whole(times: Collection[StageTime]) -> StageTime:
     """Of what runs one after the other, held by what holds the longest."""
     longest = max(times, key=lambda each: each.seconds)
     seconds, floor = (sum(getattr(x, name) for x in times) for name in ("seconds", "floor"))
     return StageTime(seconds, floor, longest.held_by)
-
-
-def whole(times: dict[str, StageTime]) -> StageTime:
-    """Of a step, whose stages run one after the other."""
-    return after(list(times.values()))
 
 
 def _held(launches: list[Launches], dtype: str, ceilings: Ceilings) -> dict[str, float]:

@@ -11,16 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dlm_bench.stages import stages_of
 from dlm_bench.steps import StepBench
 from dlm_core import Model, random_model
-from dlm_roofline.forward import (
-    DECODE,
-    DENOISE,
-    DRAFT,
-    KINDS,
-    LINEAR,
-    QUADRATIC,
-    VERIFY,
-    Forward,
-)  # fmt: skip
+from dlm_roofline.forward import DECODE, DENOISE, DRAFT, KINDS, LINEAR, QUADRATIC, VERIFY, Forward
 from dlm_roofline.step_cost import step_cost
 
 BLOCKS = {DECODE: 1, DENOISE: 8, DRAFT: 8, VERIFY: 8, QUADRATIC: 20, LINEAR: 8}
@@ -62,10 +53,11 @@ def seen(*runs: Callable[[], object]) -> OpsOfOurs:
     return ops
 
 
-@pytest.mark.parametrize("float8_cache", [False, True], ids=["cache", "float8"])
+@pytest.mark.parametrize("few_bits", [{}, {"float8_cache": True}, {"weights": "int8"}], ids=str)
 @pytest.mark.parametrize("kind", STAGED)
-def test_the_stages_are_the_calls_of_the_whole(model: Model, kind: str, float8_cache: bool) -> None:
-    forward = forward_of(kind, float8_cache=float8_cache)
+def test_the_stages_are_the_calls_of_the_whole(model: Model, kind: str, few_bits: dict) -> None:
+    forward = forward_of(kind, **few_bits)
+    model = random_model("tiny", weights="int8") if forward.weights else model
     bench = StepBench(model, forward)
     whole = seen(bench.step)
     bench.reset()
@@ -73,19 +65,11 @@ def test_the_stages_are_the_calls_of_the_whole(model: Model, kind: str, float8_c
     parts = seen(*(run for run, _ in stages.values()))
     bench.check()
     assert list(stages) == list(step_cost(model.config, forward))
+    has_peer = kind in (DECODE, DENOISE) and not few_bits  # where nothing is hidden or quantised
+    assert [peer is not None for _, peer in stages.values()] == [has_peer] * len(stages)
     assert whole.calls.total() > 9 * model.config.num_hidden_layers
     assert parts.calls == whole.calls
     assert whole.denormals == parts.denormals == 0
-
-
-@pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
-def test_stages_of_weights_in_few_bits(kind: str) -> None:
-    model = random_model("tiny", weights=kind)
-    bench = StepBench(model, forward_of(DENOISE, weights=kind))
-    assert not bench.has_peer
-    stages = stages_of(bench)
-    assert all(peer is None for _, peer in stages.values())
-    assert seen(bench.step).calls == seen(*(run for run, _ in stages.values())).calls
 
 
 def test_draft_and_verify_are_a_linear_cycle(model: Model) -> None:
@@ -124,30 +108,18 @@ def test_a_reset_forward_starts_over(model: Model, kind: str) -> None:
     bench.check()
 
 
-@pytest.mark.parametrize(("batch", "block"), [(1, 32), (3, 5)])
-def test_the_plain_step_commits_what_ours_commits(model: Model, batch: int, block: int) -> None:
-    bench = StepBench(model, Forward(DENOISE, batch, block, 50, "float32"))
+@pytest.mark.parametrize(("kind", "batch", "block"), [(DENOISE, 3, 5), (DECODE, 5, 1)])
+def test_plain_torch_chooses_what_ours_chooses(
+    model: Model, kind: str, batch: int, block: int
+) -> None:
+    bench = StepBench(model, Forward(kind, batch, block, 50, "float32"))
     ours = bench.step().clone()
-    assert (ours != model.config.mask_token_id).sum() > batch  # the first token and one more
+    if kind == DENOISE:  # the first token of each block, and one more
+        assert (ours != model.config.mask_token_id).sum() > batch
     bench.reset()
     assert torch.equal(ours, bench.peer())
-    bench.check()
-
-
-def test_the_plain_decoding_step_chooses_what_ours_chooses(model: Model) -> None:
-    bench = StepBench(model, forward_of(DECODE, batch=5))
-    ours = bench.step().clone()
-    bench.reset()
-    assert torch.equal(ours, bench.peer())
-
-
-@pytest.mark.parametrize("kind", STAGED)
-def test_plain_peers_are_there_where_nothing_is_hidden(model: Model, kind: str) -> None:
-    stages = stages_of(StepBench(model, forward_of(kind)))
-    for run, peer in stages.values():
-        assert (peer is not None) == (kind in (DECODE, DENOISE))
-        if peer:
-            run(), peer()
+    for _, peer in stages_of(bench).values():
+        peer()
 
 
 def test_an_empty_context(model: Model) -> None:
@@ -165,21 +137,3 @@ def test_what_a_forward_took_is_given_back_at_once(model: Model) -> None:
     gone = weakref.ref(bench.cache)
     del bench, stages
     assert gone() is None
-
-
-@pytest.mark.parametrize(
-    "forward",
-    [
-        Forward(DECODE, 1, 1, 8, "bfloat16"),
-        Forward(DECODE, 1, 1, 8, "float32", weights="int8"),
-    ],
-    ids=["dtype", "weights"],
-)
-def test_a_forward_of_another_model_is_refused(model: Model, forward: Forward) -> None:
-    with pytest.raises(ValueError, match="the model has float32, None"):
-        StepBench(model, forward)
-
-
-def test_a_context_beyond_the_models_positions_is_refused(model: Model) -> None:
-    with pytest.raises(ValueError, match="capacity is 4097; .* 4096"):
-        StepBench(model, Forward(DECODE, 1, 1, 4096, "float32"))

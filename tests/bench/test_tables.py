@@ -3,11 +3,15 @@
 from dataclasses import replace
 
 import pytest
+from made_up import MODEL, PEAK, PEER_SLOWDOWN, READ, SLOWDOWN
 from rich.console import Console
 
 from dlm_bench.tables import in_markdown, print_record, tables
+from dlm_roofline.datasheets import DATASHEETS
 from dlm_roofline.records import BenchRecord
 from dlm_roofline.tables import Table
+
+from .conftest import peer
 
 pytest.importorskip("pandas")
 
@@ -20,10 +24,10 @@ def table(record: BenchRecord, title: str) -> Table:
 def test_an_op_s_figures_follow_from_its_time(record: BenchRecord) -> None:
     found = table(record, "block_attention, bfloat16")
     first, second = found.frame.to_dict("records")
-    # 4 GB and 0.1 TFLOP in 2 ms: at 4 TB/s and 800 TFLOP/s the floor is 1 ms of reading.
     assert first["shape"] == "batch 1, block 32, context 1024"
     assert (first["ms"], first["floor ms"]) == pytest.approx((2.0, 1.0))
-    assert (first["GB/s"], first["TFLOP/s"]) == pytest.approx((2000, 50))
+    assert first["GB/s"] == pytest.approx(0.5e-9 * READ)
+    assert first["TFLOP/s"] == pytest.approx(0.05e-12 * PEAK)
     assert (first["% of roof"], first["bound by"]) == (pytest.approx(0.5), "memory")
     assert first["SDPA math"] == pytest.approx(2.5)
     assert (second["SDPA flash"], second["bound by"]) == (pytest.approx(0.5), "compute")
@@ -33,31 +37,34 @@ def test_an_op_s_figures_follow_from_its_time(record: BenchRecord) -> None:
 
 
 def test_forwards_stand_beside_floor_and_prediction(record: BenchRecord) -> None:
-    frame = table(record, "Forwards of 8B").frame
-    assert len(frame) == 7 and list(frame["% of roof"]) == pytest.approx([0.5] * 7)
-    assert list(frame["ms"]) == pytest.approx([2 * x for x in frame["floor ms"]])
+    frame = table(record, f"Forwards of {MODEL}").frame
+    assert len(frame) == 7 and list(frame["% of roof"]) == pytest.approx([1 / SLOWDOWN] * 7)
+    assert list(frame["ms"]) == pytest.approx([SLOWDOWN * x for x in frame["floor ms"]])
     # A prediction is the floors of the launches and a node's time for each.
     assert (frame["predicted ms"] > frame["floor ms"]).all()
-    int8 = frame[frame.forward == "denoising step, int8 weights"]
-    plain = frame[
-        (frame.forward == "denoising step") & (frame.batch == 1) & (frame.context == 1024)
-    ]
-    assert float(int8.ms.iloc[0]) < float(plain.ms.iloc[0])
-    assert float(plain["plain torch"].iloc[0]) == pytest.approx(3.0)
+    assert list(frame["plain torch"]) == pytest.approx([PEER_SLOWDOWN] * 7)
+    *plain, int8 = frame[frame.forward.str.startswith("denoising")].itertuples()
+    places = [(row.context, row.batch) for row in plain]
+    assert places == [(1024, 1), (1024, 8), (1024, 64), (4096, 1)]
+    assert int8.forward == "denoising step, int8 weights" and int8.ms < plain[0].ms
 
 
 def test_stages_add_up_beside_their_peers(record: BenchRecord) -> None:
-    stages = table(record, "Stages of 8B: ms")
-    assert len(stages.frame) == 3 and list(stages.frame["sum / whole"]) == pytest.approx([1.0] * 3)
-    assert all("(50%)" in cell for cell in stages.frame["attention"])
-    peers = table(record, "Stages of 8B: plain").frame
-    assert len(peers) == 1 and peers["attention"].iloc[0] == pytest.approx(3.0)
+    record.rows[:5] = [
+        replace(row, peers=[peer("plain torch", 3 * row.timing.median)]) for row in record.rows[:5]
+    ]
+    stages = table(record, f"Stages of {MODEL}: ms").frame
+    assert list(stages.batch) == [1, 8, 64]
+    assert list(stages["sum / whole"]) == pytest.approx([1.0] * 3)
+    assert all("(80%)" in cell for cell in stages["attention"])
+    peers = table(record, f"Stages of {MODEL}: plain").frame
+    assert list(peers.batch) == [8] and peers["attention"].item() == pytest.approx(3.0)
 
 
 def test_targets_are_of_gpus_and_ceilings_have_datasheets(record: BenchRecord) -> None:
     ceilings = table(record, "Ceilings").frame.set_index("ceiling")
-    assert ceilings.loc["read", "best: the roof"] == pytest.approx(4000)
-    assert ceilings.loc["read", "datasheet"] == pytest.approx(4800)
+    assert ceilings.loc["read", "best: the roof"] == pytest.approx(READ / 1e9)
+    assert ceilings.loc["read", "datasheet"] == DATASHEETS["NVIDIA H200"].bandwidth / 1e9
     assert ceilings.loc["matrix product, bfloat16", "unit"] == "TFLOP/s"
     holds = table(record, "Targets").frame
     assert set(holds["holds"]) == {"yes", "NO", "not measured"}

@@ -31,17 +31,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ceilings_of_the_host(small: None) -> None:
-    """That the rates hang together is all that's asked."""
+    """By a real clock: a core does tens of GB/s and GFLOP/s, and calls torch in a microsecond."""
     precision = torch.get_float32_matmul_precision()
     measured = measure_ceilings(HOST, runs=3)
     assert torch.get_float32_matmul_precision() == precision
     streams = (measured.read, measured.copy, measured.write)
-    for ceiling in (*streams, *measured.matmul.values()):
-        assert ceiling.best >= ceiling.median > 0 and ceiling.runs == 3
-    # A core does tens of GB/s and GFLOP/s: a wrong unit or count would be off by far more.
-    assert all(1e8 < stream.best < 1e13 for stream in streams)
+    assert all(1e8 < each.median <= each.best < 1e13 and each.runs == 3 for each in streams)
     assert 1e9 < measured.matmul["float32"].best < 1e14
-    # And it takes a microsecond or so to call into torch.
     assert 1e-8 < measured.launch.best <= measured.launch.median < 1e-3
     assert (measured.exps, measured.l2, measured.graph_node) == (None, None, None)
 

@@ -47,7 +47,6 @@ def test_what_no_model_runs_is_refused(change: dict, message: str) -> None:
 def test_of_each_kind(kind: str) -> None:
     forward = replace(STEP, kind=kind, block=BLOCKS[kind])
     assert forward.rows == 3 * BLOCKS[kind]
-    assert forward.label == f"3×{BLOCKS[kind]}"
     assert forward.causal == (kind in (DECODE, VERIFY, QUADRATIC))
     assert forward.draft_groups == ((2, 3) if kind == QUADRATIC else None)
     assert kind in STEP_NAMES

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from made_up import timed
 
 from dlm_roofline.forward import KINDS
 from dlm_roofline.model_check import error_table, model_check, outlier_lines, predictions, summary
@@ -13,17 +14,8 @@ from dlm_roofline.step_cost import ATTENTION
 
 def exact(record: BenchRecord, times: float = 1.0) -> BenchRecord:
     """The record as it would be if everything took `times` its prediction."""
-    rows = [
-        slowed(row, times * expected.seconds / row.timing.median)
-        for row, expected in zip(record.rows, predictions(record, record.rows), strict=True)
-    ]
-    return replace(record, rows=rows)
-
-
-def slowed(row, times: float, spread: float = 1.0):
-    seconds = times * row.timing.median
-    timing = replace(row.timing, median=seconds, low=seconds, high=spread * seconds)
-    return replace(row, timing=timing)
+    expected = zip(record.rows, predictions(record, record.rows), strict=True)
+    return replace(record, rows=[timed(row, times * each.seconds) for row, each in expected])
 
 
 @pytest.mark.parametrize(
@@ -32,7 +24,7 @@ def slowed(row, times: float, spread: float = 1.0):
 )
 def test_errors_are_sizes_and_targets_hold_or_not(record, times, error, holds) -> None:
     check = model_check(exact(record, times))
-    assert check.median == pytest.approx(error, abs=1e-12) == check.worst
+    assert check.errors == pytest.approx([error] * len(check.ratios), abs=1e-12)
     assert check.holds is holds
     assert all(ratio == pytest.approx(1 / times) for _, ratio in check.ratios)
     assert len(outlier_lines(check)) == (len(check.ratios) if error > 0.35 else 0)
@@ -44,7 +36,7 @@ def test_short_ones_do_not_count(record: BenchRecord) -> None:
     times = [[row.timing.median for row in rows] for rows in (counted, left_out)]
     assert min(times[0]) >= 50e-6 > max(times[1])
     nothing = model_check(replace(record, rows=left_out))
-    assert nothing.median is nothing.worst is nothing.holds is None
+    assert nothing.ratios == [] and nothing.holds is None
     assert summary(nothing) == "nothing here is long enough to count"
 
 
@@ -74,7 +66,8 @@ def test_an_outlier_says_what_the_record_shows_of_it(record: BenchRecord) -> Non
     at = next(i for i, row in enumerate(record.rows) if row.kind == "step")
 
     def line(spread: float = 1.0, **changes) -> str:
-        rows = [*record.rows[:at], slowed(record.rows[at], 2, spread), *record.rows[at + 1 :]]
+        rows = list(record.rows)
+        rows[at] = timed(rows[at], 2 * rows[at].timing.median, spread)
         (found,) = outlier_lines(model_check(replace(record, rows=rows, **changes)))
         return found
 

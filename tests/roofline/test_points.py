@@ -1,9 +1,9 @@
 """Which rows of a record pictures show, and what stands beside them."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from made_up import MODEL, record_of
 
 pytest.importorskip("pandas")
 
@@ -41,18 +41,18 @@ def test_forwards_of_another_kind_of_weights_are_left_out(record: BenchRecord) -
     assert forward_of(alone.to_dict("records")[0]).weights == "fp8"
 
 
-def test_the_model_with_most_steps_is_shown(make_record: Callable[..., BenchRecord]) -> None:
-    record = make_record((1, 4))
+def test_the_model_with_most_steps_is_shown() -> None:
+    record = record_of((1, 4), [DENOISE])
     other = [replace(row, model="small") for row in record.rows if row.forward.batch == 1]
-    models = record.models | {"small": record.models[record.rows[0].model]}
+    models = record.models | {"small": record.models[MODEL]}
     for rows in ([*record.rows, *other], [*other, *record.rows]):
         both = replace(record, models=models, rows=rows)
-        assert subject_of(points_of(both))[0] == "8B, random weights"
+        assert subject_of(points_of(both))[0] == MODEL
 
 
-def test_panels_lie_where_the_stages_are(make_record: Callable[..., BenchRecord]) -> None:
+def test_panels_lie_where_the_stages_are() -> None:
     """More steps behind another context do not move them there; stages alone are left out."""
-    record = make_record((1, 4), (DENOISE, DRAFT))
+    record = record_of((1, 4), (DENOISE, DRAFT))
     step = next(row for row in record.steps("denoising step") if row.forward.batch == 1)
     far = [replace(step, forward=replace(step.forward, context=4096, batch=n)) for n in range(1, 5)]
     rows = [row for row in record.rows if (row.name, row.forward.batch) != ("draft forward", 4)]

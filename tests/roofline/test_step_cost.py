@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from made_up import BLOCKS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,7 +22,6 @@ from dlm_roofline.step_cost import (
 
 EMBEDDING, PROJECTIONS, ATTENTION, HEAD, REMASK = STAGES
 TINY, EIGHT = PRESETS["tiny"], PRESETS["8b"]
-BLOCKS = {DECODE: 1, DENOISE: 32, DRAFT: 32, VERIFY: 32, QUADRATIC: 110}
 SHAPES = [(4096, 6144), (4096, 4096), (4096, 28672), (14336, 4096)]  # products of an 8B layer
 each_kind = pytest.mark.parametrize("kind", BLOCKS)
 
@@ -156,7 +156,7 @@ def test_quantised_weights_by_hand(weights: str, row_bytes) -> None:
     for n_in in (128, 200):
         stored = quantize_weight(torch.randn(24, n_in), weights).n_bytes
         forward = Forward(DECODE, 1, 1, 0, "bfloat16", weights)
-        assert weight_bytes(n_in, 24, forward, 2) == stored
+        assert weight_bytes(n_in, 24, forward) == stored
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,9 @@ def frontier_chart(record: QualityRecord) -> Chart:
     axes.grid(True)
     _draw_legend(axes, [name for name in LOOKS if name in map(family, rows)])
     lines = ["    TPF  right     ms  (of wall time an example)"]
-    lines += [_line(name, row) for name, row in named.items()]
+    for name, row in named.items():
+        figures = f"{name:>2} {row['tpf']:5.2f} {row['right']:6.1%} {row['ms']:6.1f}"
+        lines.append(f"{figures}  {row['setting']}")
     how = {"family": "monospace", "fontsize": FONT_SIZE - 1, "ha": "left"}
     figure.supxlabel("\n".join(lines), x=0.02, **how)
     about = (
@@ -145,8 +147,3 @@ def _write(
 ) -> None:
     """A word beside a mark, in points of type from it."""
     axes.annotate(text, (x, y), offset, textcoords="offset points", ha="center", zorder=8, **style)
-
-
-def _line(label: str, row: Mapping[str, object]) -> str:
-    """A setting of the list below the frontier."""
-    return f"{label:>2} {row['tpf']:5.2f} {row['right']:6.1%} {row['ms']:6.1f}  {row['setting']}"

@@ -9,6 +9,7 @@ from .decode import PYTHON
 from .records import Decoded, QualityRecord, Result
 from .settings import AUTOREGRESSIVE, PLAIN, Setting
 
+ALL = "all but Python"
 Z = 1.959963984540054  # two-sided 95% of a normal distribution
 
 
@@ -58,12 +59,17 @@ def score(
     is 1. tokens, forwards: all of them but the prefill's. What can't be said is None; estimates
     have their intervals beside them, see `ends`.
     """
-    ours = of_tasks(record, result.examples[:n], tasks)
+    names = record.sample.tasks
+
+    def of_tasks(examples: Sequence[Decoded]) -> list[Decoded]:
+        return [each for i, each in enumerate(examples) if names[i % len(names)] in tasks]
+
+    ours = of_tasks(result.examples[:n])
     if not ours:
         return None
     weights, float8_cache = result.setting.way
     ar = record.result(replace(AUTOREGRESSIVE, weights=weights, float8_cache=float8_cache))
-    theirs = of_tasks(record, ar.examples, tasks) if ar else []
+    theirs = of_tasks(ar.examples) if ar else []
     pairs = list(zip(ours, theirs, strict=False))
     counted = [each.tokens - result.setting.seeded for each in ours]
     forwards = [each.forwards for each in ours]
@@ -82,13 +88,6 @@ def ends(name: str, estimate: Estimate | None) -> dict[str, float | None]:
     """`<name>`, `<name>_low` and `<name>_high`, to six places."""
     value, low, high = (x and round(x, 6) for x in estimate or (None,) * 3)
     return {name: value, f"{name}_low": low, f"{name}_high": high}
-
-
-def of_tasks(
-    record: QualityRecord, examples: Sequence[Decoded], tasks: Collection[str]
-) -> list[Decoded]:
-    names = record.sample.tasks
-    return [each for i, each in enumerate(examples) if names[i % len(names)] in tasks]
 
 
 def exact_tasks(record: QualityRecord) -> list[str]:
@@ -127,7 +126,7 @@ def frontier(record: QualityRecord) -> list[dict[str, object]]:
             setting = Setting("oracle", block_length=oracle.block_length)
             results.append(Result.of(setting, examples, 0.0))
     n = record.sample.common * len(record.sample.tasks)
-    groups = {"all but Python": exact_tasks(record)}
+    groups = {ALL: exact_tasks(record)}
     rows = [row for row in scores(replace(record, results=results), groups, n) if row["tpf"]]
     best = -1.0
     for row in sorted(rows, key=lambda row: (-row["tpf"], -row["right"])):

@@ -1,23 +1,20 @@
-"""A quality record as tables: on a terminal, in the README and as CSV."""
+"""A quality record as tables: on a terminal, in Markdown and as CSV."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
-from textwrap import fill
 
 import pandas as pd
 import torch
 
 from dlm_core.tasks import LONG_TASKS
-from dlm_roofline.records import read
-from dlm_roofline.tables import Table, markdown, write_csv
+from dlm_roofline.tables import Table, write_csv
 
 from .decode import CONCURRENT
-from .records import COMMITTED, Closeness, QualityRecord, Result
-from .scores import exact_tasks, score, scores
+from .records import Closeness, QualityRecord, Result
+from .scores import ALL, exact_tasks, score, scores
 from .settings import HEADLINE_THRESHOLD, PLAIN, headline, one_a_mode
 
-ALL, LONG, EVERY = "all but Python", "long answers", "all tasks"
+LONG, EVERY = "long answers", "all tasks"
 
 # What the small model is to reach: setting, claim, target, tasks, figure of the score, least.
 _SAME, _LONG = "the tokens of autoregressive", "tokens per forward on tasks of long answers"
@@ -189,15 +186,3 @@ def write_tasks(record: QualityRecord, stem: Path) -> Path:
     path = stem.with_name(f"{stem.name}-tasks.csv")
     frame = pd.DataFrame(scores(record, groups(record)), dtype=object)
     return write_csv(frame, path, facts(record).items())
-
-
-def _of_committed(make: Callable[[QualityRecord], Table]) -> str:
-    table = make(read(QualityRecord, COMMITTED))
-    return markdown(replace(table, notes=[fill(note, 100) for note in table.notes]))
-
-
-# The README's tables: a marker's name, and what makes the text there.
-README = [
-    ("quality table", lambda: _of_committed(targets)),
-    ("quantised table", lambda: _of_committed(quantised)),
-]

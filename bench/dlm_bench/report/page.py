@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from dlm_roofline.charts.chart import Chart
 from dlm_roofline.plots import charts_of
@@ -69,8 +67,6 @@ def page(
         missing=missing,
         svg=inline_svg,
         rows_of=rows_of,
-        style=_verbatim("style.css"),
-        script=_verbatim("script.js"),
     )
 
 
@@ -78,7 +74,3 @@ def rows_of(chart: Chart) -> Table:
     """A chart's frame, a line a mark."""
     numbers = chart.frame.select_dtypes("float").columns
     return Table("Rows of the picture", chart.frame, [], dict.fromkeys(numbers, "{:.4g}".format))
-
-
-def _verbatim(name: str) -> Markup:
-    return Markup((files(__package__) / name).read_text(encoding="utf-8"))

@@ -31,10 +31,8 @@ def tune(device: torch.device, budget: float) -> int:
     """Tune the table of a CUDA device; 0, LOST if a fault ended it, or INTERRUPTED.
 
     Raises:
-        ValueError: an option or the device does not fit. OSError: the table cannot be written.
+        ValueError: the device or DLM_BACKEND does not fit. OSError: the table cannot be written.
     """
-    if not budget > 0:
-        raise ValueError(f"--budget is {budget}; it must be a number of seconds above 0")
     if device.type != "cuda":
         raise ValueError(f"--tune is given, and the device is {device}; it must be a CUDA device")
     if (backend := forced()) not in (None, "triton"):

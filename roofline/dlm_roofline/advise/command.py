@@ -12,7 +12,7 @@ from rich.console import Console
 from dlm_core.checkpoint import SMALL_MODEL
 from dlm_core.config import PRESETS, ModelConfig
 
-from ..acceptance import PUBLISHED, SMALL_MODEL_PROFILE, Profile, load_profile
+from ..acceptance import PUBLISHED, SMALL_MODEL_PROFILE, Profile, load_profile, published_for
 from ..records import BenchRecord, default_records, read
 from ..tables import Table, show
 from ..text import percent, three_digits
@@ -92,9 +92,8 @@ def _config(name: str, records: Sequence[BenchRecord]) -> ModelConfig:
 
 def _profile_of(config: ModelConfig) -> Profile:
     """What was published for a model of this config, or measured of the small model."""
-    for name, profile in PUBLISHED.items():
-        if PRESETS[name] == config:
-            return profile
+    if published := published_for(config):
+        return published
     if config == ModelConfig.from_json(SMALL_MODEL / "config.json"):
         return load_profile(SMALL_MODEL_PROFILE)
     raise ValueError(

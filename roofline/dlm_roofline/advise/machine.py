@@ -84,7 +84,7 @@ class Machine:
         return predicted * near.seconds / self._predicted(near.config, near.forward), SCALED
 
     def _predicted(self, config: ModelConfig, forward: Forward) -> float:
-        return whole(step_times(config, forward, self.ceilings)).seconds
+        return whole(step_times(config, forward, self.ceilings).values()).seconds
 
 
 def _distance(a: Step, b: Step) -> float:

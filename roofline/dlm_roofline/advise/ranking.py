@@ -7,8 +7,8 @@ from itertools import product
 
 from dlm_core.config import ModelConfig
 
-from ..acceptance import Profile, Setting, forwards_of, tokens_per_cycle
-from ..forward import LINEAR, WEIGHTS
+from ..acceptance import Profile, Setting
+from ..forward import WEIGHTS
 from ..memory import peak_memory
 from ..step_time import step_times
 from .machine import FLOOR, Machine
@@ -120,12 +120,9 @@ def _advice(
 ) -> Advice:
     weights, float8_cache = QUANTIZATIONS[quantization]
     dtype = "float32" if machine.kind == "cpu" else config.torch_dtype  # as the bench times it
-    kept = {"weights": weights, "float8_cache": float8_cache}
-    cycle, *more = forwards_of(setting, batch, context, dtype, **kept)
-    if more:  # a draft, and its verification
-        cycle = replace(cycle, kind=LINEAR)
+    cycle = setting.cycle(batch, context, dtype, weights=weights, float8_cache=float8_cache)
     seconds, how_sure = machine.seconds(config, cycle)
-    rate = tokens_per_cycle(setting) / seconds
+    rate = setting.tokens_per_cycle / seconds
     stages = step_times(config, cycle, machine.ceilings)
     slowest = max(stages, key=lambda name: stages[name].seconds)
     memory = peak_memory(config, cycle, context + setting.size, backend=machine.backend).total

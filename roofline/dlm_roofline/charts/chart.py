@@ -3,16 +3,13 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
+import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from ..tables import write_csv
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Text stays text, and the same record gives the same bytes.
 _SVG = {"svg.fonttype": "none", "svg.hashsalt": "dlm"}
@@ -33,7 +30,7 @@ class Chart:
     title: str
     about: str
     figure: Figure
-    frame: "pd.DataFrame"
+    frame: pd.DataFrame
 
 
 def mark_id(name: str, row: int) -> str:
@@ -57,8 +54,6 @@ class Marks:
 
     def chart(self, title: str, about: str, figure: Figure) -> Chart:
         """The finished chart; its parts stay where they are from now on."""
-        import pandas as pd
-
         figure.get_layout_engine().execute(figure)
         figure.set_layout_engine("none")
         return Chart(self.name, title, about, figure, pd.DataFrame(self.rows))

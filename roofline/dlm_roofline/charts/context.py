@@ -1,20 +1,16 @@
 """What context costs: step time over context at fixed batches, and its slope."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from ..forward import DECODE, DENOISE, STEP_NAMES
-from ..points import points_of, subject_of
+from ..points import subject_of
 from ..records import BenchRecord
 from ..text import three_digits
 from .chart import Chart, Marks
 from .style import DARK, DASHED, plain_numbers, stacked, styled, write_title
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NAME = "context"
 TITLE = "What a token of context costs"
@@ -29,13 +25,11 @@ _LOOKS = [("#000000", "o"), ("#0072B2", "s"), ("#D55E00", "^")]  # a line each
 
 
 @styled
-def context_chart(record: BenchRecord) -> Chart | None:
+def context_chart(record: BenchRecord, points: pd.DataFrame) -> Chart | None:
     """A panel for denoising and one for AR decoding, a line for the least, the middle and the
     largest batch. None for a record that holds no such step behind two contexts or more.
     """
-    points = points_of(record)
-    panels = {} if points is None else _panels(points)
-    if not panels:
+    if not (panels := _panels(points)):
         return None
     figure, drawn = stacked(len(panels), _WORDS + _PANEL * len(panels))
     write_title(figure, record, TITLE, *subject_of(points))
@@ -57,7 +51,7 @@ def context_chart(record: BenchRecord) -> Chart | None:
     return marks.chart(TITLE, ABOUT, figure)
 
 
-def _panels(points: "pd.DataFrame") -> dict[str, list["pd.DataFrame"]]:
+def _panels(points: pd.DataFrame) -> dict[str, list[pd.DataFrame]]:
     """By kind, at its commonest block, steps over growing context, those of a batch together."""
     found = {}
     for kind in (DENOISE, DECODE):
@@ -70,7 +64,7 @@ def _panels(points: "pd.DataFrame") -> dict[str, list["pd.DataFrame"]]:
     return found
 
 
-def _draw_line(axes: Axes, line: "pd.DataFrame", color: str, marker: str, marks: Marks) -> Line2D:
+def _draw_line(axes: Axes, line: pd.DataFrame, color: str, marker: str, marks: Marks) -> Line2D:
     """Returns what stands for it in a legend."""
     contexts = line.context.to_numpy(float)
     slope, at_none = np.polyfit(contexts, line.measured_s, 1)
@@ -90,7 +84,7 @@ def _draw_line(axes: Axes, line: "pd.DataFrame", color: str, marker: str, marks:
     return Line2D([], [], color=color, marker=marker, ms=7, lw=1.4, label=label)
 
 
-def _dress(axes: Axes, lines: list["pd.DataFrame"]) -> None:
+def _dress(axes: Axes, lines: list[pd.DataFrame]) -> None:
     first = lines[0].iloc[0]
     contexts = sorted({context for line in lines for context in line.context})
     if contexts[0] == 0:  # which a logarithm has no place for

@@ -4,16 +4,17 @@ A product: a record has the times of a model's forwards, a profile how many toke
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from dlm_core.config import ModelConfig
 
-from ..acceptance import MODES, Profile, Setting, forwards_of, tokens_per_cycle
+from ..acceptance import MODES, Profile, Setting
 from ..forward import Forward, parts_of
-from ..points import forward_of, points_of, subject_of
+from ..points import forward_of, subject_of
 from ..records import BenchRecord
 from ..step_time import step_times, whole
 from ..text import percent, three_digits
@@ -57,24 +58,16 @@ class _Times:
     def cycle(self, setting: Setting, batch: int) -> dict[str, object]:
         """One cycle of a setting: a row of the chart."""
         few_bits = {"weights": self.like.weights, "float8_cache": self.like.float8_cache}
-        forwards = forwards_of(setting, batch, self.like.context, self.like.dtype, **few_bits)
-        parts = [
-            part
-            for each in forwards
-            for part in ([each] if each in self.measured else parts_of(each))
-        ]
+        cycle = setting.cycle(batch, self.like.context, self.like.dtype, **few_bits)
+        parts = [cycle] if cycle in self.measured else parts_of(cycle)
         if all(part in self.measured for part in parts):
             seconds, times = sum(self.measured[part] for part in parts), "measured"
         else:
-            stages = (step_times(self.config, each, self.record.ceilings) for each in forwards)
-            seconds, times = sum(whole(each).seconds for each in stages), "predicted"
-        rate = tokens_per_cycle(setting) / seconds
+            stages = step_times(self.config, cycle, self.record.ceilings)
+            seconds, times = whole(stages.values()).seconds, "predicted"
+        rate = setting.tokens_per_cycle / seconds
         return {
-            "mode": setting.mode,
-            "size": setting.size,
-            "threshold": setting.threshold,
-            "tokens_per_forward": setting.tokens_per_forward,
-            "accuracy": setting.accuracy,
+            **asdict(setting),
             "context": self.like.context,
             "batch": batch,
             "times": times,
@@ -85,16 +78,13 @@ class _Times:
 
 
 @styled
-def modes_chart(record: BenchRecord, profile: Profile) -> Chart | None:
+def modes_chart(record: BenchRecord, points: pd.DataFrame, profile: Profile) -> Chart:
     """A panel a figure of _SHOWN, in each a line a mode, over the batches whose forwards were timed
-    at the commonest context. None for a record without a whole step.
+    at the commonest context.
 
     A line is of one setting: of those that lose at most 3 points of autoregressive decoding's
     answers the fastest for one request, measured ones before predicted ones.
     """
-    points = points_of(record)
-    if points is None:
-        return None
     steps = points[points.kind == "step"]
     steps = steps[steps.context.isin(steps.context.mode()[:1])]
     measured = {forward_of(step): step["measured_s"] for step in steps.to_dict("records")}
@@ -152,7 +142,7 @@ def _chosen(profile: Profile, times: _Times, batch: int) -> list[Setting]:
     """A setting of each mode; see `modes_chart`."""
     found: list[Setting] = []
     for mode in MODES:
-        settings = profile.of_mode(mode)
+        settings = [each for each in profile.settings if each.mode == mode]
         known = [each for each in settings if each.accuracy is not None]
         if found and known and found[0].accuracy is not None:
             least = min(found[0].accuracy - NEAR, max(each.accuracy for each in known))

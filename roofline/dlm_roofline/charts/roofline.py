@@ -2,24 +2,21 @@
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..datasheets import DATASHEETS, Datasheet
+from ..datasheets import DATASHEETS
 from ..forward import DENOISE
-from ..points import forward_of, panel_title, panels_of, points_of, subject_of
+from ..points import forward_of, panel_title, panels_of, subject_of
 from ..predict import Roof, ridge_crossing
 from ..records import BenchRecord
 from ..step_cost import REMASK
 from ..text import three_digits, with_prefix
 from .chart import Chart, Marks
 from .style import DARK, DASHED, GREY, LOOKS, stacked, styled, write_title
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NAME = "roofline"
 TITLE = "How far each stage is from the roof"
@@ -32,19 +29,13 @@ ABOUT = (
 _PANEL, _WORDS = 2.1, 2.6  # inches
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float8_e4m3fn": "fp8"}
 
-Points = Sequence[Mapping[str, object]]
-
 
 @styled
-def roofline_chart(record: BenchRecord) -> Chart | None:
-    """Log-log, FLOP/s over FLOP/byte: a panel a kind of forward, a trail over batch a stage. None
-    for a record without a whole step.
+def roofline_chart(record: BenchRecord, points: pd.DataFrame) -> Chart:
+    """Log-log, FLOP/s over FLOP/byte: a panel a kind of forward, a trail over batch a stage.
 
     The remask scatter, some additions a row, lies decades below the others and is left out.
     """
-    points = points_of(record)
-    if points is None:
-        return None
     panels = panels_of(points[points.name != REMASK])
     figure, drawn = stacked(len(panels), _WORDS + _PANEL * len(panels))
     write_title(figure, record, TITLE, *subject_of(points))
@@ -63,10 +54,8 @@ def roofline_chart(record: BenchRecord) -> Chart | None:
     return marks.chart(TITLE, ABOUT, figure)
 
 
-def _limits(record: BenchRecord, panels: Iterable["pd.DataFrame"]) -> dict[str, object]:
+def _limits(record: BenchRecord, panels: Iterable[pd.DataFrame]) -> dict[str, object]:
     """The same for all panels, so that all points and roofs lie inside."""
-    import pandas as pd
-
     points = pd.concat(panels)
     peaks = [ceiling.best for ceiling in record.ceilings.matmul.values()]
     right = max(points.flop_per_byte.max(), record.roof(points.dtype.iloc[0]).ridge)
@@ -81,9 +70,9 @@ def _draw_roofs(axes: Axes, record: BenchRecord, dtype: str) -> None:
 
     def draw(roof: Roof, begin: float, end: float, **line) -> None:
         xs = sorted({begin, min(max(roof.ridge, begin), end), end})
-        axes.plot(xs, [roof.flops_at(x) for x in xs], zorder=2, **line)
+        axes.plot(xs, [min(x * roof.bandwidth, roof.peak) for x in xs], zorder=2, **line)
 
-    ceilings, roof, sheet = record.ceilings, record.roof(dtype), _sheet(record)
+    ceilings, roof = record.ceilings, record.roof(dtype)
     draw(roof, low, high, color="black", linewidth=2)
     for other, ceiling in ceilings.matmul.items():
         if other != dtype:
@@ -92,16 +81,13 @@ def _draw_roofs(axes: Axes, record: BenchRecord, dtype: str) -> None:
     if ceilings.l2:
         above = Roof(ceilings.l2.best, roof.peak)
         draw(above, low, above.ridge, color=GREY, linewidth=1)
-    if sheet:
-        draw(sheet.roof(dtype), low, high, color="black", linewidth=1.1, linestyle=DASHED)
+    if sheet := DATASHEETS.get(record.device.name):
+        stated = sheet.ceilings().roof(dtype)
+        draw(stated, low, high, color="black", linewidth=1.1, linestyle=DASHED)
     axes.axvline(roof.ridge, color="black", linewidth=0.9, linestyle="-.", zorder=1)
 
 
-def _sheet(record: BenchRecord) -> Datasheet | None:
-    return DATASHEETS.get(record.device.name)
-
-
-def _write_ridge(axes: Axes, record: BenchRecord, panel: "pd.DataFrame") -> None:
+def _write_ridge(axes: Axes, record: BenchRecord, panel: pd.DataFrame) -> None:
     """The ridge in FLOP/byte, and where the whole denoising step meets it."""
     step = forward_of(panel.iloc[-1])
     ridge = record.roof(step.dtype).ridge
@@ -114,24 +100,24 @@ def _write_ridge(axes: Axes, record: BenchRecord, panel: "pd.DataFrame") -> None
     axes.text(0.985, 0.05, words, transform=axes.transAxes, ha="right", bbox=box, zorder=6)
 
 
-def _draw_trail(axes: Axes, trail: Points, marks: Marks) -> None:
+def _draw_trail(axes: Axes, trail: Sequence[Mapping[str, object]], marks: Marks) -> None:
     """A stage over growing batch: filled at what was measured, hollow at the ends' floors."""
-    look = LOOKS[trail[0]["name"]]
+    look, last = LOOKS[trail[0]["name"]], len(trail) - 1
     xs = [each["flop_per_byte"] for each in trail]
     rates = [each["flops"] / each["measured_s"] for each in trail]
     axes.plot(xs, rates, color=look.color, linewidth=1.4, zorder=3)
-    for each in {0: trail[0], len(trail) - 1: trail[-1]}.values():
-        x, floor = each["flop_per_byte"], each["flops"] / each["predicted_floor_s"]
-        axes.plot([x, x], [each["flops"] / each["measured_s"], floor], color=look.color, lw=0.8)
-        axes.plot(x, floor, look.marker, mfc="white", mec=look.color, ms=6, zorder=4)
     for i, (x, rate, each) in enumerate(zip(xs, rates, trail, strict=True)):
-        size = 3.5 + 4 * i / max(1, len(trail) - 1)
+        if i in (0, last):
+            floor = each["flops"] / each["predicted_floor_s"]
+            axes.plot([x, x], [rate, floor], color=look.color, lw=0.8)
+            axes.plot(x, floor, look.marker, mfc="white", mec=look.color, ms=6, zorder=4)
+        size = 3.5 + 4 * i / max(1, last)
         style = {"color": look.color, "mec": "black", "mew": 0.5, "ms": size, "zorder": 5}
         (mark,) = axes.plot(x, rate, look.marker, **style)
         marks.add(each, mark)
 
 
-def _draw_legend(figure: Figure, record: BenchRecord, points: "pd.DataFrame") -> None:
+def _draw_legend(figure: Figure, record: BenchRecord, points: pd.DataFrame) -> None:
     dtype, names = points.dtype.iloc[0], dict.fromkeys(points.name)
 
     def roof(words: str, roof: Roof) -> str:
@@ -150,8 +136,8 @@ def _draw_legend(figure: Figure, record: BenchRecord, points: "pd.DataFrame") ->
         Line2D([], [], color="black", lw=0.9, linestyle="-.", label="ridge"),
         Line2D([], [], color="black", lw=2, label=roof("roof, measured", record.roof(dtype))),
     ]
-    if sheet := _sheet(record):
-        label = roof("its datasheet", sheet.roof(dtype))
+    if sheet := DATASHEETS.get(record.device.name):
+        label = roof("its datasheet", sheet.ceilings().roof(dtype))
         handles.append(Line2D([], [], color="black", lw=1.1, linestyle=DASHED, label=label))
     rates = {name: ceiling.best for name, ceiling in record.ceilings.matmul.items()}
     others = [_SHORT.get(name, name) for name in sorted(rates, key=rates.get) if name != dtype]

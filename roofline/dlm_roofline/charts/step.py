@@ -1,22 +1,19 @@
 """What the time of a step is made of, stage by stage, and where its floor lies."""
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ..points import panel_title, panels_of, points_of, subject_of
+from ..points import panel_title, panels_of, subject_of
 from ..records import BenchRecord
 from ..step_cost import STAGES
 from ..text import three_digits
 from .chart import Chart, Marks
 from .style import DARK, LOOKS, stacked, styled, write_title
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NAME = "step"
 TITLE = "What the time of each forward is made of"
@@ -33,13 +30,10 @@ _HIGHEST = 1.4  # of a step's time, that the axis shows; what lies above it is w
 
 
 @styled
-def step_chart(record: BenchRecord) -> Chart | None:
+def step_chart(record: BenchRecord, points: pd.DataFrame) -> Chart:
     """A panel a kind of forward, a bar a measured batch: its stages, stacked, as shares of the
-    whole forward's measured time. None for a record without a whole step.
+    whole forward's measured time.
     """
-    points = points_of(record)
-    if points is None:
-        return None
     panels, marks = panels_of(points), Marks(NAME)
     figure, drawn = stacked(len(panels), _WORDS + _PANEL * len(panels))
     write_title(figure, record, TITLE, *subject_of(points))
@@ -84,7 +78,7 @@ def _draw_bar(axes: Axes, x: int, step: dict, stages: list[dict], marks: Marks) 
         axes.annotate(f"{plain:.2g}×", (x, _HIGHEST), **at)
 
 
-def _draw_legend(figure: Figure, panels: Collection["pd.DataFrame"]) -> None:
+def _draw_legend(figure: Figure, panels: Collection[pd.DataFrame]) -> None:
     shown = {name for panel in panels for name in panel.name}
     handles = [
         Patch(facecolor=LOOKS[name].color, edgecolor="black", hatch=LOOKS[name].hatch,

@@ -15,9 +15,7 @@ SETTINGS = [
     Setting("autoregressive"),
     Setting("diffusion", threshold=0.7, block_length=4),
     Setting("diffusion", rule="llada2", block_length=8),
-    Setting("diffusion", steps=2, block_length=8),
     Setting("linear_spec", block_length=8, lora=True),
-    Setting("quadratic_spec", block_length=4),
 ]
 PROMPTS = ["5 8 11 14", "30 31", "7 9 11 13 15 17 19", "50 54", "20 21 22"]
 

@@ -125,5 +125,3 @@ def test_what_is_committed_holds_every_target_and_is_of_one_record(tmp_path: Pat
     written = [*write_profile(record, tmp_path), tables.write_tasks(record, tmp_path / "quality")]
     for path in written:
         assert path.read_text() == COMMITTED.with_name(path.name).read_text()
-    for marker, make in tables.README:
-        assert max(map(len, make().splitlines()[-5:])) <= 100, marker

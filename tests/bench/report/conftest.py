@@ -1,60 +1,55 @@
 """A report of made-up records of round figures, which is written once for all tests."""
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from made_up import record_of, rows_of, timed
 
+from dlm_bench.quality.records import Decoded, QualityRecord, Result
+from dlm_bench.quality.settings import AUTOREGRESSIVE, Setting
 from dlm_core import PRESETS
 from dlm_core.tasks import TASKS
-from dlm_roofline.ceilings import Ceiling, Ceilings
 from dlm_roofline.forward import DECODE, DENOISE, STEP_NAMES, Forward
-from dlm_roofline.records import BenchRecord, Device, Row, Skipped, Timing
-from dlm_roofline.step_cost import ATTENTION, EMBEDDING, PROJECTIONS, step_cost, total
+from dlm_roofline.records import BenchRecord, Device
+from dlm_roofline.step_cost import ATTENTION, EMBEDDING, PROJECTIONS
+
+from ..quality import conftest as quality
 
 HOSTILE = 'EPYC <script>alert(1)</script> & "co" {{ 7 * 7 }}'
+MODEL = "8B </script>"
 MISSING = ["No record of <b>a GPU</b>: `dlm bench` makes one."]
-READ, PEAK = 4e12, 8e14  # of every device
 
-# Milliseconds of denoising steps by batch and context, of their stages, and of an AR step.
-STEPS = {(1, 1024): 20.0, (4, 1024): 40.0, (1, 4096): 50.0}
+# Milliseconds of forwards and their stages, by name.
 STAGES = {EMBEDDING: 1.0, PROJECTIONS: 5.0, ATTENTION: 12.0}
-DECODING = 16.0
-
-MADE = {"scope": "standard", "date": "2026-01-02T03:04:05Z", "commit": "0123456789abcdef",
-        "dirty": False, "backend": "torch", "versions": {"torch": "2.11.0"}}  # fmt: skip
-
-
-def bench_record(device: Device, steps: Mapping[tuple[int, int], float], **more) -> BenchRecord:
-    """Denoising steps of the 8B model, their stages where the context is 1,024, and an AR step."""
-    config, high, rows = PRESETS["8b"], Ceiling(READ, READ, 15), []
-
-    def add(forward: Forward, ms: Mapping[str, float]) -> None:
-        costs = step_cost(config, forward)
-        costs[STEP_NAMES[forward.kind]] = total(costs)
-        for name, took in ms.items():
-            timing = Timing(*[took / 1e3] * 3, runs=9, cold=True, graph=False)
-            rows.append(Row.of_model(name, "8B </script>", forward, costs[name], timing))
-
-    for (batch, context), ms in steps.items():
-        stages = STAGES if context == 1024 else {}
-        add(Forward(DENOISE, batch, 32, context, "bfloat16"), stages | {"denoising step": ms})
-    add(Forward(DECODE, 1, 1, 1024, "bfloat16"), {"AR decoding step": DECODING})
-    ceilings = Ceilings(high, high, high, {"bfloat16": Ceiling(PEAK, PEAK, 15)})
-    held = {"ceilings": ceilings, "models": {"8B </script>": config}, "rows": rows}
-    skipped = [Skipped("block_attention, batch 64", "out of time")]
-    return BenchRecord(**MADE, **held, **more, device=device, command="dlm bench", skipped=skipped)
+STEP, FIRST = STEP_NAMES[DENOISE], Forward(DENOISE, 1, 32, 1024, "bfloat16")
+DECODING = {Forward(DECODE, 1, 1, 1024, "bfloat16"): {STEP_NAMES[DECODE]: 16.0}}
+ON_GPU = {FIRST: {STEP: 30.0}} | DECODING
+ON_HOST = {
+    FIRST: STAGES | {STEP: 20.0},
+    replace(FIRST, batch=4): STAGES | {STEP: 40.0},
+    replace(FIRST, context=4096): {STEP: 50.0},
+} | DECODING
 
 
-def quality_record(**more):
+def bench_record(device: Device, took: dict[Forward, dict[str, float]], **more) -> BenchRecord:
+    rows = [
+        replace(timed(row, ms[row.name] / 1e3), model=MODEL)
+        for forward, ms in took.items()
+        for row in rows_of(forward, on_gpu=True)
+        if row.name in ms
+    ]
+    held = {"device": device, "models": {MODEL: PRESETS["8b"]}, "rows": rows}
+    return replace(record_of([]), **held, **more)
+
+
+def quality_record(**more) -> QualityRecord:
     """Four examples of each task, answers of 9 tokens. AR gets all right in 8 forwards, threshold
     0.9 in 4, 0.5 half of them in 1.
     """
-    from dlm_bench.quality.records import Checkpoint, Decoded, QualityRecord, Result, Sample
-    from dlm_bench.quality.settings import AUTOREGRESSIVE, Setting
 
-    def result(setting: Setting, share: float, forwards: int):
+    def result(setting: Setting, share: float, forwards: int) -> Result:
         n = 4 * len(TASKS)
         done = [Decoded(i < share * n, 9, forwards, "AAAA") for i in range(n)]
         return Result.of(setting, done, 1.0)
@@ -64,11 +59,7 @@ def quality_record(**more):
         result(Setting("diffusion", threshold=0.9, block_length=32), 1.0, 4),
         result(Setting("diffusion", threshold=0.5, block_length=32), 0.5, 1),
     ]
-    made = MADE | {"complete": True, "device": Device("cpu", "EPYC", {})} | more
-    model = Checkpoint("small_model", "01234567", "float32", 32, False)
-    sample = Sample(seed=1, per_task=4, common=4, max_new_tokens=64, tasks=list(TASKS))
-    held = {"model": model, "sample": sample, "code": "0", "results": results}
-    return QualityRecord(**made, **held, command="dlm quality")
+    return quality.quality_record(results, 4, 4, list(TASKS), **more)
 
 
 class Report(NamedTuple):
@@ -76,7 +67,7 @@ class Report(NamedTuple):
 
     file: Path
     records: list[BenchRecord]
-    quality: object
+    quality: QualityRecord
     runs: list
 
 
@@ -87,9 +78,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     from dlm_bench.report import player
     from dlm_bench.report.page import page
 
-    host = bench_record(Device("cpu", HOSTILE, {"threads": "2"}), STEPS)
-    gpu = bench_record(Device("cuda", "NVIDIA H200", {}), {(1, 1024): 30.0}, complete=True)
-    quality, runs = quality_record(), player.runs()
+    host = bench_record(Device("cpu", HOSTILE, {"threads": "2"}), ON_HOST, complete=False)
+    gpu = bench_record(Device("cuda", "NVIDIA H200", {}), ON_GPU)
+    answers, runs = quality_record(), player.runs()
     file = tmp_path_factory.mktemp("report") / "report.html"
-    file.write_text(page([host, gpu], quality, runs, MISSING), encoding="utf-8")
-    return Report(file, [host, gpu], quality, runs)
+    file.write_text(page([host, gpu], answers, runs, MISSING), encoding="utf-8")
+    return Report(file, [host, gpu], answers, runs)

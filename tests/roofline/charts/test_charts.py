@@ -1,12 +1,12 @@
 """What holds for every picture, of a GPU's record and of a host's."""
 
 import itertools
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from made_up import record_of
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
@@ -17,12 +17,10 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
 from dlm_roofline.charts.chart import Chart, mark_id, save
-from dlm_roofline.charts.context import context_chart
-from dlm_roofline.charts.modes import modes_chart
-from dlm_roofline.charts.roofline import roofline_chart
 from dlm_roofline.charts.step import step_chart
-from dlm_roofline.forward import DECODE, DENOISE, DRAFT, QUADRATIC, VERIFY
-from dlm_roofline.plots import charts_of, facts_of, profile_of
+from dlm_roofline.forward import DENOISE
+from dlm_roofline.plots import charts_of, facts_of
+from dlm_roofline.points import points_of
 from dlm_roofline.records import BenchRecord
 
 NAMES = ["roofline", "step", "modes", "context"]
@@ -42,12 +40,9 @@ HEIGHTS = {
 
 
 @pytest.fixture(scope="module")
-def records(make_record: Callable[..., BenchRecord]) -> dict[str, BenchRecord]:
+def records() -> dict[str, BenchRecord]:
     """The GPU's run was cut short, the host's is a quick one."""
-    kinds = (DENOISE, DECODE, DRAFT, VERIFY, QUADRATIC)
-    gpu, host = (
-        make_record((1, 8, 64), kinds, contexts=(4096,), on_gpu=on_gpu) for on_gpu in (True, False)
-    )
+    gpu, host = (record_of((1, 8, 64), contexts=(4096,), on_gpu=on_gpu) for on_gpu in (True, False))
     return {"gpu": replace(gpu, complete=False), "host": replace(host, scope="quick")}
 
 
@@ -157,7 +152,8 @@ def test_files_hold_the_rows_and_where_they_are_from(name, records, charts, tmp_
     ]
     assert png.read_bytes().startswith(b"\x89PNG")
 
-    ids = list(_ids(svg, name))
+    ids = [each.get("id") for each in ElementTree.parse(svg).iterfind(".//*[@id]")]
+    ids = [each for each in ids if each.startswith(f"{name}-")]
     assert sorted(ids) == sorted(marks_of(chart)) and len(ids) >= len(chart.frame)
     assert chart.title in svg.read_text()  # as text
 
@@ -172,24 +168,15 @@ def test_files_hold_the_rows_and_where_they_are_from(name, records, charts, tmp_
     assert facts.items() >= expected.items()
 
 
-def _ids(svg: Path, name: str) -> Iterator[str]:
-    for element in ElementTree.parse(svg).iter():
-        if element.get("id", "").startswith(f"{name}-"):
-            yield element.get("id")
-
-
-def test_the_same_record_gives_the_same_bytes(make_record, tmp_path: Path) -> None:
-    record = make_record((1,))
+def test_the_same_record_gives_the_same_bytes(tmp_path: Path) -> None:
+    record = record_of((1,), [DENOISE])
     first, second = (
-        save(step_chart(record), tmp_path / folder / "r", [("device", "H200")])
-        for folder in ("a", "b")
-        if (tmp_path / folder).mkdir() is None
+        save(step_chart(record, points_of(record)), tmp_path / stem, [("device", "H200")])
+        for stem in ("a", "b")
     )
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-@pytest.mark.parametrize("chart_of", [roofline_chart, step_chart, context_chart, modes_chart])
-def test_without_a_whole_step_there_is_no_chart(chart_of, record: BenchRecord) -> None:
-    profile = [profile_of(record)] if chart_of is modes_chart else []
+def test_without_a_whole_step_there_is_no_chart(record: BenchRecord) -> None:
     for rows in ([], [row for row in record.rows if row.kind == "stage"]):
-        assert chart_of(replace(record, rows=rows), *profile) is None
+        assert charts_of(replace(record, rows=rows)) == []
