@@ -103,8 +103,10 @@ def test_it_loads_nothing_and_every_reference_has_its_target(parsed: Parsed) -> 
             elif name in ("aria-labelledby", "for"):
                 used.add(value)
     assert max(ids.values()) == 1 and used <= set(ids) and len(used) > 50
-    style = "".join(parsed.texts("style", "script"))
-    assert not re.search(r"url\(|@import|https?:|fetch", style)
+    written = [each.strip() for each in parsed.texts("style", "script")]
+    assert not re.search(r"url\(|@import|https?:|fetch", "".join(written))
+    for name in ("style.css", "script.js"):  # included as they are
+        assert Path(run.__file__).with_name(name).read_text(encoding="utf-8").strip() in written
     (policy,) = (found["content"] for _, found in parsed.tags if "http-equiv" in found)
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 

@@ -129,10 +129,11 @@ def test_the_fastest_entry_wins(bench, op: str, sweep: Sweep, cost: Any, change:
         (lambda rows: rows * 1.02, "wrong result"),
         (lambda rows: rows * math.nan, "wrong result"),
         (lambda rows: rows * (1 + 1e-3 * (len(rows) > 1)), NOT_INVARIANT),
-        (lambda rows: fail(RuntimeError("no room, 3 of 2\nat line 7")), "RuntimeError: no room"),
+        (lambda rows: fail(RuntimeError("no room, 3 of 2")), "RuntimeError: no room"),
+        (lambda rows: fail(ValueError("no layout\nat line 7")), "ValueError: no layout"),
         (lambda rows: (JITFunction.run(4), rows)[1], "spills registers"),
     ],
-    ids=["off by 2%", "NaN", "not invariant", "error", "spills"],
+    ids=["off by 2%", "NaN", "not invariant", "no room", "no layout", "spills"],
 )
 def test_a_faulty_candidate_is_dropped_with_its_reason(
     bench, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Tensor], Tensor], reason: str
