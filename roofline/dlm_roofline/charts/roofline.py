@@ -31,12 +31,14 @@ _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float8_e4m3
 
 
 @styled
-def roofline_chart(record: BenchRecord, points: pd.DataFrame) -> Chart:
+def roofline_chart(record: BenchRecord, points: pd.DataFrame) -> Chart | None:
     """Log-log, FLOP/s over FLOP/byte: a panel a kind of forward, a trail over batch a stage.
 
-    The remask scatter, some additions a row, lies decades below the others and is left out.
+    The remask scatter, some additions a row, lies decades below the others and is left out. None
+    for a record of cycles alone, which have no panel.
     """
-    panels = panels_of(points[points.name != REMASK])
+    if not (panels := panels_of(points[points.name != REMASK])):
+        return None
     figure, drawn = stacked(len(panels), _WORDS + _PANEL * len(panels))
     write_title(figure, record, TITLE, *subject_of(points))
     limits, marks = _limits(record, panels.values()), Marks(NAME)

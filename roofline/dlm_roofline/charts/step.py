@@ -30,11 +30,13 @@ _HIGHEST = 1.4  # of a step's time, that the axis shows; what lies above it is w
 
 
 @styled
-def step_chart(record: BenchRecord, points: pd.DataFrame) -> Chart:
+def step_chart(record: BenchRecord, points: pd.DataFrame) -> Chart | None:
     """A panel a kind of forward, a bar a measured batch: its stages, stacked, as shares of the
-    whole forward's measured time.
+    whole forward's measured time. None for a record of cycles alone, which have no panel.
     """
-    panels, marks = panels_of(points), Marks(NAME)
+    if not (panels := panels_of(points)):
+        return None
+    marks = Marks(NAME)
     figure, drawn = stacked(len(panels), _WORDS + _PANEL * len(panels))
     write_title(figure, record, TITLE, *subject_of(points))
     for axes, panel in zip(drawn, panels.values(), strict=True):

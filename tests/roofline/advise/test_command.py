@@ -131,6 +131,7 @@ def test_help_names_no_path_that_need_not_exist(capsys) -> None:
         ({"--model": "tiny"}, "argument --acceptance: is missing; only figures of 3b, 8b, 14b and"),
         ({"--batch": "1,,8"}, "argument --batch: '1,,8'; it must be as 1,8 or 1k"),
         ({"--objective": "speed"}, "argument --objective: invalid choice: 'speed'"),
+        ({"--min-accuracy": "0.7"}, "min_accuracy is 0.7; profile '8b' has at most 0.6404"),
         ({"--quantization": "int3"}, "argument --quantization: 'int3'; it must be one of none"),
         ({"--acceptance": "no.json"}, "no.json: No such file"),
     ],

@@ -18,7 +18,7 @@ from matplotlib.transforms import Bbox
 
 from dlm_roofline.charts.chart import Chart, mark_id, save
 from dlm_roofline.charts.step import step_chart
-from dlm_roofline.forward import DENOISE
+from dlm_roofline.forward import DENOISE, QUADRATIC
 from dlm_roofline.plots import charts_of, facts_of
 from dlm_roofline.points import points_of
 from dlm_roofline.records import BenchRecord
@@ -180,3 +180,9 @@ def test_the_same_record_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_without_a_whole_step_there_is_no_chart(record: BenchRecord) -> None:
     for rows in ([], [row for row in record.rows if row.kind == "stage"]):
         assert charts_of(replace(record, rows=rows)) == []
+
+
+def test_cycles_alone_have_no_panels() -> None:
+    """As a run that was cut short may leave them."""
+    quadratic = record_of((1,), (QUADRATIC,))
+    assert [chart.name for chart in charts_of(quadratic)] == ["modes"]
