@@ -25,14 +25,13 @@ from torch.nn.utils import skip_init
 
 from dlm_kernels import PartialSums, QuantizedWeight, linear
 from dlm_kernels.backend import contents_checked
-from dlm_kernels.block_attention import BlockAttention, block_attention_op
+from dlm_kernels.block_attention import BlockAttentionCall, block_attention_op
 from dlm_kernels.cache_layout import CACHE_DTYPE, NO_CACHE, CacheView, DraftGroups, own_positions
 from dlm_kernels.error_word import ID_OUT_OF_RANGE, check_error_word, set_where
-from dlm_kernels.gated_silu import GatedSilu, gated_silu_op
-from dlm_kernels.linear import Linear as Product
-from dlm_kernels.linear import linear_partials_op
-from dlm_kernels.residual_norm import ResidualNorm, residual_norm_op
-from dlm_kernels.rope_kv_write import RopeKvWrite, rope_kv_write_op
+from dlm_kernels.gated_silu import GatedSiluCall, gated_silu_op
+from dlm_kernels.linear import LinearCall, linear_partials_op
+from dlm_kernels.residual_norm import ResidualNormCall, residual_norm_op
+from dlm_kernels.rope_kv_write import RopeKvWriteCall, rope_kv_write_op
 from dlm_kernels.validate import (
     ID_DTYPES,
     MAX_BLOCK,
@@ -129,7 +128,7 @@ class RMSNorm(nn.Module):
         """(x + update, its norm); without an update x itself."""
         if numerics != "autograd":
             sums = None if update is None else update.sums
-            updated, normed = residual_norm_op(ResidualNorm(x, sums, self.weight, self.eps))
+            updated, normed = residual_norm_op(ResidualNormCall(x, sums, self.weight, self.eps))
             return x if update is None else updated, normed
         if update is not None:
             x = x + update
@@ -172,7 +171,7 @@ def _in_parts(x: Tensor, weight: Tensor | QuantizedWeight, numerics: str) -> Par
         values, scales, kind, _ = weight
     else:
         values, scales, kind = weight, None, "plain"
-    sums = linear_partials_op(Product(x, values, scales, kind, numerics))
+    sums = linear_partials_op(LinearCall(x, values, scales, kind, numerics))
     return PartialSums(sums, x.dtype)
 
 
@@ -251,8 +250,13 @@ class CachedAttention(NamedTuple):
         block = rotations.cos.shape[1]
         groups = DraftGroups.of(draft_groups, block)
         _, _, kv_heads, head_dim = cache.keys[0].shape
-        bound = min(cache.max_length, cache.capacity - own_positions(block, causal, groups))
-        how = (causal, groups, kv_heads, head_dim**-0.5, bound, numerics, error)
+        room = cache.capacity - own_positions(block, causal, groups)
+        if cache.max_length > room:
+            raise ValueError(
+                f"cache.max_length is {cache.max_length}; it must be at most {room}, for the block"
+                f" goes behind it into a capacity of {cache.capacity}"
+            )
+        how = (causal, groups, kv_heads, head_dim**-0.5, cache.max_length, numerics, error)
         return cls(cache.views, rotations, *how)
 
     def __call__(self, layer: int, qkv: PartialSums) -> Tensor:
@@ -263,14 +267,14 @@ class CachedAttention(NamedTuple):
     def rotated(self, layer: int, qkv: PartialSums) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What `dlm_kernels.rope_kv_write` returns; causal rows go into the cache."""
         cache, error = (self.views[layer], self.error) if self.causal else (NO_CACHE, None)
-        call = RopeKvWrite(qkv, *self.rotations, self.kv_heads, cache, self.groups, error)
+        call = RopeKvWriteCall(qkv, *self.rotations, self.kv_heads, cache, self.groups, error)
         q, k, v = rope_kv_write_op(call)
         return (q, k, v) if call.fresh else (q, None, None)
 
     def attended(self, layer: int, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
         """What `dlm_kernels.block_attention` returns."""
         how = (self.groups, self.scale, self.numerics, self.bound, False, self.error)
-        return block_attention_op(BlockAttention(q, self.views[layer], k, v, *how))[0]
+        return block_attention_op(BlockAttentionCall(q, self.views[layer], k, v, *how))[0]
 
 
 class LayerInputs(NamedTuple):
@@ -325,7 +329,7 @@ class GatedMLP(nn.Module):
         if numerics == "autograd":
             gated = F.silu(self.gate_proj(x, numerics)) * self.up_proj(x, numerics)
         else:
-            gated = gated_silu_op(GatedSilu(self.gate_up.in_parts(x, numerics)))
+            gated = gated_silu_op(GatedSiluCall(self.gate_up.in_parts(x, numerics)))
         return self.down_proj.in_parts(gated, numerics)
 
 

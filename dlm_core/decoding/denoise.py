@@ -12,7 +12,7 @@ from dlm_kernels import (
     RuleTable,
     confidence,
 )
-from dlm_kernels.remask_scatter import RemaskScatter, remask_scatter_op
+from dlm_kernels.remask_scatter import RemaskScatterCall, remask_scatter_op
 
 from ..cache import KVCache
 from ..paged_cache import PagedKVCache
@@ -82,7 +82,7 @@ def denoise_step(
         seed, position = table.seed, cache.lengths
     eos_id = config.eos_token_id if needs.eos == "ends" else -1
     remask_scatter_op(
-        RemaskScatter(
+        RemaskScatterCall(
             state, candidate, sureness, rules.numbers, rules.counts, token_probability,
             seed, position, config.vocab_size, config.mask_token_id, eos_id, runner.error,
         )

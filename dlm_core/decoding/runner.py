@@ -17,7 +17,7 @@ from dlm_kernels import (
 )
 from dlm_kernels.confidence import Selection, as_confidence
 from dlm_kernels.error_word import NAN_LOGITS, set_where
-from dlm_kernels.lm_head_confidence import HeadCall, lm_head_confidence_op
+from dlm_kernels.lm_head_confidence import LmHeadConfidenceCall, lm_head_confidence_op
 
 from ..cache import KVCache
 from ..model import Model
@@ -100,7 +100,7 @@ class Runner:
         """`lm_head_confidence` of hidden states [batch, M, hidden_size], a row a token."""
         selection = Selection(tokens, mask_id, self.banned, entropy, margin, self.error)
         rows, head = hidden.flatten(0, 1), self.model.diffusion_head.weight
-        found = lm_head_confidence_op(HeadCall(rows, head, self.numerics, selection))
+        found = lm_head_confidence_op(LmHeadConfidenceCall(rows, head, self.numerics, selection))
         return as_confidence(found, selection)
 
     def choose(

@@ -544,7 +544,7 @@ def merge_kernel(
 # --- launcher
 
 
-class BlockAttention(NamedTuple):
+class BlockAttentionCall(NamedTuple):
     """Arguments of the op; see `block_attention`. Without `return_lse` the lse is empty."""
 
     q: Tensor
@@ -564,7 +564,7 @@ class BlockAttention(NamedTuple):
         return own_positions(self.q.shape[1], self.k is None, self.groups)
 
 
-def _launch(call: BlockAttention) -> tuple[Tensor, Tensor]:
+def _launch(call: BlockAttentionCall) -> tuple[Tensor, Tensor]:
     q, cache, k, v, groups, scale, numerics, context_limit, return_lse, error = call
     k_cache, v_cache, context_lens, block_table, k_scale, v_scale = cache
     out, lse = _empty_outputs(call)
@@ -678,7 +678,7 @@ def _processors(device: torch.device) -> int:
     return 132
 
 
-def _empty_outputs(call: BlockAttention) -> tuple[Tensor, Tensor]:
+def _empty_outputs(call: BlockAttentionCall) -> tuple[Tensor, Tensor]:
     shape = call.q.shape
     lse_shape = shape[:3] if call.return_lse else (0,)
     return call.q.new_empty(shape), call.q.new_empty(lse_shape, dtype=torch.float32)
@@ -687,12 +687,12 @@ def _empty_outputs(call: BlockAttention) -> tuple[Tensor, Tensor]:
 # --- op
 
 
-def _check_contents(call: BlockAttention) -> None:
+def _check_contents(call: BlockAttentionCall) -> None:
     check_contents(call.cache, limit=call.context_limit, own=call.own, behind=False)
 
 
 block_attention_op = Op(
-    BlockAttention,
+    BlockAttentionCall,
     name="block_attention",
     fake=_empty_outputs,
     check=_check_contents,
@@ -815,7 +815,7 @@ def block_attention(
         context_limit = max_context
     error_word.check_error_word(error, q.device)
     out, lse = block_attention_op(
-        BlockAttention(
+        BlockAttentionCall(
             q, cache, k, v, groups, float(scale), numerics, context_limit, return_lse, error
         )
     )

@@ -419,7 +419,7 @@ def _launch(call: ConfidenceCall) -> Statistics:
     logits, selection = call
     rows, vocab = logits.shape
     if rows == 0:
-        return _fake(call)
+        return empty_statistics(logits, selection)
     partials = empty_partials(logits, rows, chunks_of(logits, vocab))
     launch_chunks(logits, *partials, 0, 0, selection)
     return launch_merge(*partials, vocab, selection)

@@ -60,13 +60,13 @@ def silu_kernel(
 # --- launcher
 
 
-class GatedSilu(NamedTuple):
+class GatedSiluCall(NamedTuple):
     """Arguments of the op; see `gated_silu`."""
 
     gate_up: PartialSums
 
 
-def _launch(call: GatedSilu) -> Tensor:
+def _launch(call: GatedSiluCall) -> Tensor:
     sums, out = call.gate_up.sums, _empty_output(call)
     if out.numel() == 0:
         return out
@@ -83,7 +83,7 @@ def _launch(call: GatedSilu) -> Tensor:
     return out
 
 
-def _empty_output(call: GatedSilu) -> Tensor:
+def _empty_output(call: GatedSiluCall) -> Tensor:
     sums, dtype = call.gate_up
     *leading, features = sums.shape[1:]
     return sums.new_empty((*leading, features // 2), dtype=dtype)
@@ -93,7 +93,7 @@ def _empty_output(call: GatedSilu) -> Tensor:
 
 
 gated_silu_op = Op(
-    GatedSilu,
+    GatedSiluCall,
     name="gated_silu",
     fake=_empty_output,
     triton=_launch,
@@ -119,4 +119,4 @@ def gated_silu(gate_up: Tensor | PartialSums) -> Tensor:
         raise ValueError(
             f"gate_up has shape {list(gate_up.shape)}; it must be [..., 2 intermediate]"
         )
-    return gated_silu_op(GatedSilu(gate_up))
+    return gated_silu_op(GatedSiluCall(gate_up))

@@ -314,7 +314,7 @@ def sum_kernel(
 # --- launchers
 
 
-class Linear(NamedTuple):
+class LinearCall(NamedTuple):
     """Arguments of the ops; see `linear`.
 
     x: [..., in_features], contiguous, or two-dimensional with rows any distance apart.
@@ -352,7 +352,7 @@ class _Plan(NamedTuple):
     in_parts: bool  # each program takes one segment, else all of them
 
 
-def _plan(call: Linear) -> _Plan:
+def _plan(call: LinearCall) -> _Plan:
     x, values, _, kind, _ = call
     rows, in_features, out_features = call.rows, x.shape[-1], values.shape[0]
     configs = launch.LINEAR[launch.arch_of(x.device)]
@@ -387,20 +387,20 @@ def segment_length(in_features: int, out_features: int, config: launch.LinearLau
     return triton.cdiv(longest, GROUP) * GROUP
 
 
-def _empty_sums(call: Linear, plan: _Plan) -> Tensor:
+def _empty_sums(call: LinearCall, plan: _Plan) -> Tensor:
     *leading, in_features = call.x.shape
     parts = triton.cdiv(in_features, plan.segment) if plan.in_parts else 1
     dtype = call.x.dtype if parts == 1 else torch.float32
     return call.x.new_empty((parts, *leading, call.weight.shape[0]), dtype=dtype)
 
 
-def _launch_partials(call: Linear) -> Tensor:
+def _launch_partials(call: LinearCall) -> Tensor:
     if call.by_library:
         return F.linear(call.x, call.weight)[None]
     in_features = call.x.shape[-1]
     if call.kind != "plain" and call.x.dtype == torch.float32:
         whole = QuantizedWeight(call.weight, call.scales, call.kind, in_features).dequantized()
-        call = Linear(call.x, whole)
+        call = LinearCall(call.x, whole)
     x, values, scales, kind, _ = call
     tile, block_k, even, segment, in_parts = plan = _plan(call)
     sums = _empty_sums(call, plan)
@@ -430,7 +430,7 @@ def _launch_partials(call: Linear) -> Tensor:
     return sums
 
 
-def _launch(call: Linear) -> Tensor:
+def _launch(call: LinearCall) -> Tensor:
     sums = _launch_partials(call)
     if len(sums) == 1:
         return sums[0]
@@ -441,7 +441,7 @@ def _launch(call: Linear) -> Tensor:
     return out
 
 
-def _empty_output(call: Linear) -> Tensor:
+def _empty_output(call: LinearCall) -> Tensor:
     return call.x.new_empty((*call.x.shape[:-1], call.weight.shape[0]))
 
 
@@ -449,7 +449,7 @@ def _empty_output(call: Linear) -> Tensor:
 
 
 linear_op = Op(
-    Linear,
+    LinearCall,
     name="linear",
     fake=_empty_output,
     triton=_launch,
@@ -457,7 +457,7 @@ linear_op = Op(
 )
 
 
-def _fake_partials(call: Linear) -> Tensor:
+def _fake_partials(call: LinearCall) -> Tensor:
     if backend_for(call.x) != "triton" or call.by_library:
         return _empty_output(call)[None]
     kind = "plain" if call.x.dtype == torch.float32 else call.kind
@@ -466,7 +466,7 @@ def _fake_partials(call: Linear) -> Tensor:
 
 # The sums of PartialSums in x's dtype.
 linear_partials_op = Op(
-    Linear,
+    LinearCall,
     name="linear_partials",
     fake=_fake_partials,
     triton=_launch_partials,
@@ -516,7 +516,7 @@ def linear_partials(
     return PartialSums(sums, x.dtype)
 
 
-def _checked(x: Tensor, weight: Tensor | QuantizedWeight, numerics: str) -> Linear:
+def _checked(x: Tensor, weight: Tensor | QuantizedWeight, numerics: str) -> LinearCall:
     if isinstance(weight, QuantizedWeight):
         _check_quantized(weight)
         dtypes, kept = FLOAT_DTYPES, (weight.values, weight.scales, weight.kind)
@@ -537,7 +537,7 @@ def _checked(x: Tensor, weight: Tensor | QuantizedWeight, numerics: str) -> Line
         x = x.reshape(-1, in_features)
         if x.stride(1) != 1:
             x = x.contiguous()
-    return Linear(x, *kept, numerics)
+    return LinearCall(x, *kept, numerics)
 
 
 def _check_quantized(weight: QuantizedWeight) -> None:

@@ -244,7 +244,7 @@ def head_kernel(
 # --- launchers
 
 
-class HeadCall(NamedTuple):
+class LmHeadConfidenceCall(NamedTuple):
     """Arguments of the op; see `lm_head_confidence`."""
 
     hidden: Tensor
@@ -253,7 +253,7 @@ class HeadCall(NamedTuple):
     selection: Selection
 
 
-class ShardCall(NamedTuple):
+class LmHeadPartialsCall(NamedTuple):
     """Arguments of the op; see `lm_head_partials`."""
 
     hidden: Tensor
@@ -262,7 +262,7 @@ class ShardCall(NamedTuple):
     selection: Selection
 
 
-class MergeCall(NamedTuple):
+class MergePartialsCall(NamedTuple):
     """Arguments of the op; see `merge_partials`."""
 
     statistics: Tensor
@@ -271,16 +271,16 @@ class MergeCall(NamedTuple):
     selection: Selection
 
 
-def _launch(call: HeadCall) -> Statistics:
+def _launch(call: LmHeadConfidenceCall) -> Statistics:
     hidden, weight, numerics, selection = call
     if numerics == "fast" and len(hidden) > _config_for(hidden).fused_rows:
         partials = _library_partials(hidden, weight, selection)
     else:
-        partials = _launch_partials(ShardCall(hidden, weight, 0, selection))
+        partials = _launch_partials(LmHeadPartialsCall(hidden, weight, 0, selection))
     return launch_merge(*partials, weight.shape[0], selection)
 
 
-def _launch_partials(call: ShardCall) -> tuple[Tensor, Tensor]:
+def _launch_partials(call: LmHeadPartialsCall) -> tuple[Tensor, Tensor]:
     hidden, weight, first_id, selection = call
     statistics, best_ids = _empty_partials(call)
     rows, n_chunks = best_ids.shape
@@ -337,7 +337,7 @@ def _config_for(hidden: Tensor) -> launch.LmHeadLaunch:
     return launch.LM_HEAD[launch.arch_of(hidden.device)][hidden.element_size()]
 
 
-def _empty_partials(call: ShardCall) -> tuple[Tensor, Tensor]:
+def _empty_partials(call: LmHeadPartialsCall) -> tuple[Tensor, Tensor]:
     chunks = triton.cdiv(call.weight.shape[0], _config_for(call.hidden).chunk)
     return empty_partials(call.hidden, call.hidden.shape[0], chunks)
 
@@ -345,12 +345,12 @@ def _empty_partials(call: ShardCall) -> tuple[Tensor, Tensor]:
 # --- ops
 
 
-def _fake(call: HeadCall) -> Statistics:
+def _fake(call: LmHeadConfidenceCall) -> Statistics:
     return empty_statistics(call.hidden, call.selection)
 
 
 lm_head_confidence_op = Op(
-    HeadCall,
+    LmHeadConfidenceCall,
     name="lm_head_confidence",
     fake=_fake,
     check=lambda call: check_banned_ids(call.selection, call.weight.shape[0]),
@@ -361,7 +361,7 @@ lm_head_confidence_op = Op(
 
 # Its results are the first two fields of ConfidencePartials.
 lm_head_partials_op = Op(
-    ShardCall,
+    LmHeadPartialsCall,
     name="lm_head_partials",
     fake=_empty_partials,
     triton=_launch_partials,
@@ -369,12 +369,12 @@ lm_head_partials_op = Op(
 )
 
 
-def _fake_merge(call: MergeCall) -> Statistics:
+def _fake_merge(call: MergePartialsCall) -> Statistics:
     return empty_statistics(call.best_ids, call.selection)
 
 
 merge_partials_op = Op(
-    MergeCall,
+    MergePartialsCall,
     name="merge_partials",
     fake=_fake_merge,
     check=lambda call: check_banned_ids(call.selection, call.vocab),
@@ -419,7 +419,7 @@ def lm_head_confidence(
     selection = checked_selection(hidden, tokens, mask_id, banned, entropy, margin, error)
     if numerics not in NUMERICS:
         raise ValueError(f"numerics is {numerics!r}; it must be one of {', '.join(NUMERICS)}")
-    results = lm_head_confidence_op(HeadCall(hidden, weight, numerics, selection))
+    results = lm_head_confidence_op(LmHeadConfidenceCall(hidden, weight, numerics, selection))
     return as_confidence(results, selection)
 
 
@@ -451,7 +451,7 @@ def lm_head_partials(
     check_int("first_id", first_id, 0, _MAX_VOCAB - 1)
     _check_product(hidden, weight, first_id)
     selection = checked_selection(hidden, tokens, mask_id, banned, entropy, margin, None)
-    partials = lm_head_partials_op(ShardCall(hidden, weight, first_id, selection))
+    partials = lm_head_partials_op(LmHeadPartialsCall(hidden, weight, first_id, selection))
     return ConfidencePartials(*partials, first_id, weight.shape[0], entropy, margin)
 
 
@@ -481,7 +481,7 @@ def merge_partials(
     selection = checked_selection(first.best_ids, *asked)
     statistics = torch.cat([shard.statistics for shard in partials], 2)
     best_ids = torch.cat([shard.best_ids for shard in partials], 1)
-    results = merge_partials_op(MergeCall(statistics, best_ids, vocab, selection))
+    results = merge_partials_op(MergePartialsCall(statistics, best_ids, vocab, selection))
     return as_confidence(results, selection)
 
 

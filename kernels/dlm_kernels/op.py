@@ -7,7 +7,7 @@ listens there, the function is called directly.
 """
 
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from operator import attrgetter
 from typing import Generic, TypeVar
 
@@ -56,16 +56,18 @@ class Op(Generic[Arguments]):
         fields = _fields_of(arguments)
         self.name, self.fake = name, fake
         self._check, self._backends = check, backends
-        self._type = arguments
         self._names = [each for each, kind in fields.items() if kind in (Tensor, Tensor | None)]
         self._tensors, self._mutated = _getter(self._names), mutated and _getter(mutated)
+        self._first, build = attrgetter(self._names[0]), _builder(arguments)
         returned = typing.get_type_hints(fake)["return"]
         _LIBRARY.define(
             f"{name}{_schema_of(fields, mutated)} -> {_returned(returned)}",
             tags=torch.Tag.pt2_compliant_tag,
         )
-        _LIBRARY.impl(name, self._flattened(self._run), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"dlm_kernels::{name}", self._flattened(fake), lib=_LIBRARY)
+        # torch's dispatcher calls with the fields one by one.
+        real, dry = (lambda *flat, to=to: to(build(iter(flat))) for to in (self._run, fake))
+        _LIBRARY.impl(name, real, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"dlm_kernels::{name}", dry, lib=_LIBRARY)
         self.overload = getattr(torch.ops.dlm_kernels, name).default
 
     def __call__(self, arguments: Arguments) -> typing.Any:
@@ -86,15 +88,10 @@ class Op(Generic[Arguments]):
     def _run(self, arguments: Arguments) -> object:
         if self._check is not None and backend.contents_checked():
             self._check(arguments)
-        first = self._tensors(arguments)[0]
-        result = self._backends[backend.backend_for(first)](arguments)
+        result = self._backends[backend.backend_for(self._first(arguments))](arguments)
         if self._mutated:
             increment_version([each for each in self._mutated(arguments) if each is not None])
         return result
-
-    def _flattened(self, function: Callable[[Arguments], object]) -> Callable[..., object]:
-        """The same, of the fields one by one, as torch's dispatcher calls it."""
-        return lambda *flat: function(_unflattened(self._type, iter(flat)))
 
     def _refuse_gradients(self, arguments: Arguments) -> None:
         for name, tensor in zip(self._names, self._tensors(arguments), strict=True):
@@ -145,9 +142,11 @@ def _flat(arguments: tuple) -> list:
     return flat
 
 
-def _unflattened(arguments: type[tuple], flat: typing.Iterator) -> tuple:
-    hints = typing.get_type_hints(arguments).values()
-    return arguments(*(_unflattened(x, flat) if _is_group(x) else next(flat) for x in hints))
+def _builder(arguments: type[tuple]) -> Callable[[Iterator], tuple]:
+    """What makes such a tuple of its fields one by one."""
+    kinds = typing.get_type_hints(arguments).values()
+    parts = [_builder(kind) if _is_group(kind) else next for kind in kinds]
+    return lambda flat: arguments(*(part(flat) for part in parts))
 
 
 def _is_group(kind: object) -> bool:

@@ -357,7 +357,7 @@ def _settled(position, token, may_end, undecided, eos_id, BLOCK: tl.constexpr):
 # --- launcher
 
 
-class RemaskScatter(NamedTuple):
+class RemaskScatterCall(NamedTuple):
     """Arguments of the op; see `remask_scatter`."""
 
     state: BlockState
@@ -374,7 +374,7 @@ class RemaskScatter(NamedTuple):
     error: Tensor | None
 
 
-def _launch(call: RemaskScatter) -> None:
+def _launch(call: RemaskScatterCall) -> None:
     batch, block = call.state.tokens.shape
     if batch == 0:
         return
@@ -396,11 +396,11 @@ def _launch(call: RemaskScatter) -> None:
 # --- op
 
 
-def _fake(call: RemaskScatter) -> None:
+def _fake(call: RemaskScatterCall) -> None:
     pass
 
 
-def _check_steps(call: RemaskScatter) -> None:
+def _check_steps(call: RemaskScatterCall) -> None:
     """Raise if a request has something undecided at a step outside its budget."""
     step, steps = call.state.step, call.counts[:, rules.COUNTS.index("steps")]
     outside = (step < 0) | (step >= steps)
@@ -413,7 +413,7 @@ def _check_steps(call: RemaskScatter) -> None:
 
 
 remask_scatter_op = Op(
-    RemaskScatter,
+    RemaskScatterCall,
     name="remask_scatter",
     fake=_fake,
     check=_check_steps,
@@ -531,7 +531,7 @@ def remask_scatter(
         check_int("noise.vocab_size", vocab_size, 2, 2**31 - 1)
 
     remask_scatter_op(
-        RemaskScatter(
+        RemaskScatterCall(
             state, candidate, confidence, table.numbers, table.counts, token_probability,
             seed, position, vocab_size, mask_id, -1 if eos_id is None else eos_id, error,
         )

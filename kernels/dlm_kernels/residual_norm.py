@@ -77,7 +77,7 @@ def norm_kernel(
 # --- launcher
 
 
-class ResidualNorm(NamedTuple):
+class ResidualNormCall(NamedTuple):
     """Arguments of the op; see `residual_norm`. Without an update the new residual is empty."""
 
     residual: Tensor  # contiguous, as all are
@@ -86,7 +86,7 @@ class ResidualNorm(NamedTuple):
     eps: float
 
 
-def _launch(call: ResidualNorm) -> tuple[Tensor, Tensor]:
+def _launch(call: ResidualNormCall) -> tuple[Tensor, Tensor]:
     residual, sums, weight, eps = call
     out, normed = _empty_outputs(call)
     if residual.numel() == 0:
@@ -114,7 +114,7 @@ def _aligned(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
-def _empty_outputs(call: ResidualNorm) -> tuple[Tensor, Tensor]:
+def _empty_outputs(call: ResidualNormCall) -> tuple[Tensor, Tensor]:
     shape = call.residual.shape
     updated = call.residual.new_empty((0,) if call.update is None else shape)
     return updated, call.residual.new_empty(shape)
@@ -124,7 +124,7 @@ def _empty_outputs(call: ResidualNorm) -> tuple[Tensor, Tensor]:
 
 
 residual_norm_op = Op(
-    ResidualNorm,
+    ResidualNormCall,
     name="residual_norm",
     fake=_empty_outputs,
     triton=_launch,
@@ -166,7 +166,7 @@ def residual_norm(
         update = as_partial_sums("update", update)
         _check_like_residual(update, residual)
         sums = update.sums
-    call = ResidualNorm(residual.contiguous(), sums, weight.contiguous(), float(eps))
+    call = ResidualNormCall(residual.contiguous(), sums, weight.contiguous(), float(eps))
     out, normed = residual_norm_op(call)
     return residual if sums is None else out, normed
 

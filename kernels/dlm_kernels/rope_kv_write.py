@@ -240,7 +240,7 @@ def _in_e4m3(x, scale):
 # --- launcher
 
 
-class RopeKvWrite(NamedTuple):
+class RopeKvWriteCall(NamedTuple):
     """Arguments of the op; see `rope_kv_write`. What is not `fresh` is empty in its result."""
 
     qkv: PartialSums  # [segments, batch, block, features]
@@ -268,7 +268,7 @@ class RopeKvWrite(NamedTuple):
         return own_positions(self.qkv.shape[1], True, self.groups)
 
 
-def _launch(call: RopeKvWrite) -> tuple[Tensor, Tensor, Tensor]:
+def _launch(call: RopeKvWriteCall) -> tuple[Tensor, Tensor, Tensor]:
     (sums, dtype), cos, sin, query_scale, kv_heads, cache, groups, error = call
     k_cache, v_cache, context_lens, block_table, k_scale, v_scale = cache
     cached, draft, fresh = call.cached, groups.draft_length > 0, call.fresh
@@ -312,7 +312,7 @@ def _launch(call: RopeKvWrite) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _empty_outputs(call: RopeKvWrite) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_outputs(call: RopeKvWriteCall) -> tuple[Tensor, Tensor, Tensor]:
     (sums, dtype), kv_heads = call.qkv, call.kv_heads
     _, batch, block, features = sums.shape
     head_dim = 2 * call.cos.shape[-1]
@@ -325,14 +325,14 @@ def _empty_outputs(call: RopeKvWrite) -> tuple[Tensor, Tensor, Tensor]:
 # --- op
 
 
-def _check_contents(call: RopeKvWrite) -> None:
+def _check_contents(call: RopeKvWriteCall) -> None:
     if call.cached:
         limit = call.cache.capacity - call.own
         check_contents(call.cache, limit=limit, own=call.own, behind=True)
 
 
 rope_kv_write_op = Op(
-    RopeKvWrite,
+    RopeKvWriteCall,
     name="rope_kv_write",
     fake=_empty_outputs,
     check=_check_contents,
@@ -431,6 +431,6 @@ def rope_kv_write(
                 f"k_cache holds {cache.capacity} keys; {own} rows of the block go into it"
             )
     error_word.check_error_word(error, device)
-    call = RopeKvWrite(qkv, cos, sin, query_scale, kv_heads, cache, groups, error)
+    call = RopeKvWriteCall(qkv, cos, sin, query_scale, kv_heads, cache, groups, error)
     q, k, v = rope_kv_write_op(call)
     return (q, k, v) if call.fresh else (q, None, None)

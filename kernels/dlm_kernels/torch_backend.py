@@ -20,14 +20,14 @@ from .quantized_weight import QuantizedWeight
 from .rules import ENTROPY_UNITS
 
 if TYPE_CHECKING:
-    from .block_attention import BlockAttention
+    from .block_attention import BlockAttentionCall
     from .confidence import ConfidenceCall, Selection, Statistics
-    from .gated_silu import GatedSilu
-    from .linear import Linear
-    from .lm_head_confidence import HeadCall, MergeCall, ShardCall
-    from .remask_scatter import RemaskScatter
-    from .residual_norm import ResidualNorm
-    from .rope_kv_write import RopeKvWrite
+    from .gated_silu import GatedSiluCall
+    from .linear import LinearCall
+    from .lm_head_confidence import LmHeadConfidenceCall, LmHeadPartialsCall, MergePartialsCall
+    from .remask_scatter import RemaskScatterCall
+    from .residual_norm import ResidualNormCall
+    from .rope_kv_write import RopeKvWriteCall
 
 # Of invariant attention: positions and keys a tile.
 _TILE_ROWS, _TILE_KEYS = 16, 64
@@ -37,7 +37,7 @@ _CACHED_WEIGHTS = 2**20
 _HEAD_LOGITS = 2**25  # 128 MiB of float32
 
 
-def block_attention(call: "BlockAttention") -> tuple[Tensor, Tensor]:
+def block_attention(call: "BlockAttentionCall") -> tuple[Tensor, Tensor]:
     q, cache, k, v, (lead, draft_length), scale, numerics, context_limit, return_lse, error = call
     k_cache, v_cache, context_lens, block_table, k_scale, v_scale = cache
     batch, block, query_heads, _ = q.shape
@@ -183,7 +183,7 @@ def _tiles_of(segment: _Segment, rows: int) -> Iterator[_Segment]:
         yield _Segment(keys, values, segment.begin, segment.end, columns)
 
 
-def linear(call: "Linear") -> Tensor:
+def linear(call: "LinearCall") -> Tensor:
     if call.by_library:
         return F.linear(call.x, call.weight)
     out = _product(call.x.flatten(0, -2), call.weight, call.scales, call.kind)
@@ -214,7 +214,7 @@ def _product(
     return out[:rows].to(dtype)
 
 
-def residual_norm(call: "ResidualNorm") -> tuple[Tensor, Tensor]:
+def residual_norm(call: "ResidualNormCall") -> tuple[Tensor, Tensor]:
     residual, sums, weight, eps = call
     out = residual.new_empty(0)
     if sums is not None:
@@ -222,7 +222,7 @@ def residual_norm(call: "ResidualNorm") -> tuple[Tensor, Tensor]:
     return out, F.rms_norm(residual, weight.shape, weight, eps)
 
 
-def gated_silu(call: "GatedSilu") -> Tensor:
+def gated_silu(call: "GatedSiluCall") -> Tensor:
     gate, up = call.gate_up.total().chunk(2, -1)
     if gate.device.type == "cpu":
         # F.silu gives the elements behind the last whole vector other bits; exp does not.
@@ -233,7 +233,7 @@ def gated_silu(call: "GatedSilu") -> Tensor:
     return gate * up
 
 
-def rope_kv_write(call: "RopeKvWrite") -> tuple[Tensor, Tensor, Tensor]:
+def rope_kv_write(call: "RopeKvWriteCall") -> tuple[Tensor, Tensor, Tensor]:
     qkv, cos, sin, query_scale, kv_heads, cache, (lead, draft_length), error = call
     k_cache, v_cache, context_lens, block_table, k_scale, v_scale = cache
     heads = qkv.total().unflatten(-1, (-1, 2 * cos.shape[-1]))
@@ -335,7 +335,7 @@ def _at(rows: Tensor, ids: Tensor) -> Tensor:
     return rows.gather(-1, ids[:, None])[:, 0]
 
 
-def lm_head_confidence(call: "HeadCall") -> "Statistics":
+def lm_head_confidence(call: "LmHeadConfidenceCall") -> "Statistics":
     hidden, weight, numerics, selection = call
     rows = _head_rows(len(weight))
     groups = []
@@ -356,7 +356,7 @@ def _head_rows(vocab: int) -> int:
     return max(1, _HEAD_LOGITS // vocab // _LINEAR_ROWS) * _LINEAR_ROWS
 
 
-def lm_head_partials(call: "ShardCall") -> tuple[Tensor, Tensor]:
+def lm_head_partials(call: "LmHeadPartialsCall") -> tuple[Tensor, Tensor]:
     hidden, weight, first_id, selection = call
     banned = selection.banned
     rows, vocab = len(hidden), len(weight)
@@ -394,7 +394,7 @@ def lm_head_partials(call: "ShardCall") -> tuple[Tensor, Tensor]:
     return statistics, best_ids
 
 
-def merge_partials(call: "MergeCall") -> "Statistics":
+def merge_partials(call: "MergePartialsCall") -> "Statistics":
     statistics, best_ids, vocab, (tokens, mask_id, banned, entropy, margin, error) = call
     if banned is not None:
         outside = (banned < 0) | (banned >= vocab)
@@ -427,7 +427,7 @@ def merge_partials(call: "MergeCall") -> "Statistics":
     return token, statistic(probability, 1.0), lse, row_entropy, row_margin
 
 
-def remask_scatter(call: "RemaskScatter") -> None:
+def remask_scatter(call: "RemaskScatterCall") -> None:
     tokens, fixed, commit_step, commit_confidence, masks_left, step, edit_step, done = call.state
     candidate, confidence, numbers, counts, token_probability, *rest = call[1:]
     seed, position, vocab_size, mask_id, eos_id, error = rest

@@ -58,7 +58,7 @@ def attention_launcher(
         cache = cache.view(-1, page_size, 8, head_dim)
     fresh = None if causal else empty(batch, block, 8, head_dim, dtype=dtype)
     context_limit = capacity - (block if causal or draft_length else 0)
-    call = attention.BlockAttention(
+    call = attention.BlockAttentionCall(
         empty(batch, block, 32, head_dim, dtype=dtype),
         CacheView(cache, cache, empty(batch), table, scale, scale),
         fresh, fresh, DraftGroups(0, draft_length), head_dim**-0.5, numerics, context_limit, lse,
@@ -94,7 +94,7 @@ def linear_launcher(
         columns, scales = 64 * groups, empty(out_features, groups, dtype=torch.float32)
     stored = {"fp8": torch.float8_e4m3fn, "int8": torch.int8, "int4": torch.uint8}.get(kind, dtype)
     values = empty(out_features, columns, dtype=stored)
-    call = linear.Linear(x, values, None if kind == "plain" else scales, kind)
+    call = linear.LinearCall(x, values, None if kind == "plain" else scales, kind)
     return lambda: linear._launch(call)
 
 
@@ -117,7 +117,7 @@ def lm_head_launcher(
     numerics: str = "batch_invariant",
 ) -> Callable[[], object]:
     hidden, weight = empty(rows, features, dtype=dtype), empty(vocab, features, dtype=dtype)
-    call = lm_head.HeadCall(hidden, weight, numerics, selection(rows, extras, bare))
+    call = lm_head.LmHeadConfidenceCall(hidden, weight, numerics, selection(rows, extras, bare))
     return lambda: lm_head._launch(call)
 
 
@@ -135,7 +135,7 @@ def remask_launcher(
     rule = empty(4, len(rules.NUMBERS), dtype=torch.float32), empty(4, len(rules.COUNTS))
     drawn = (empty(4, dtype=torch.int64), empty(4)) if noise else (None, None)
     token_probability = floats if remask else None
-    call = remask_scatter.RemaskScatter(
+    call = remask_scatter.RemaskScatterCall(
         state, ints, floats, *rule, token_probability, *drawn, 131072, 100, 11, empty(1)
     )
     return lambda: remask_scatter._launch(call)
@@ -151,7 +151,7 @@ def norm_launcher(
     """segments 0: the norm alone."""
     residual, weight = empty(32, hidden, dtype=dtype), empty(hidden, dtype=dtype)
     update = sums(segments, 32, hidden, dtype=dtype) if segments else None
-    call = residual_norm.ResidualNorm(residual, update, weight, 1e-5)
+    call = residual_norm.ResidualNormCall(residual, update, weight, 1e-5)
     return lambda: residual_norm._launch(call)
 
 
@@ -159,7 +159,7 @@ def silu_launcher(
     intermediate: int, *, segments: int = 1, dtype: torch.dtype = torch.bfloat16
 ) -> Callable[[], object]:
     gate_up = sums(segments, 32, 2 * intermediate, dtype=dtype)
-    return lambda: gated_silu._launch(gated_silu.GatedSilu(PartialSums(gate_up, dtype)))
+    return lambda: gated_silu._launch(gated_silu.GatedSiluCall(PartialSums(gate_up, dtype)))
 
 
 def rope_launcher(
@@ -185,7 +185,7 @@ def rope_launcher(
     if page_size:
         cache, table = cache.view(-1, page_size, 8, head_dim), empty(2, 8192 // page_size)
     scale = empty(8, dtype=torch.float32) if float8 else None
-    call = rope_kv_write.RopeKvWrite(
+    call = rope_kv_write.RopeKvWriteCall(
         PartialSums(qkv, dtype), angles, angles, query_scale, 8,
         CacheView(cache, cache, lengths, table, scale, scale), DraftGroups(0, draft_length),
         empty(1),

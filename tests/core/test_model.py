@@ -10,8 +10,9 @@ import pytest
 import torch
 from caches import cache_after, cache_for
 
-from dlm_core import PRESETS, Model, ModelConfig, random_model
+from dlm_core import PRESETS, KVCache, Model, ModelConfig, random_model
 from dlm_core.model import Rotary, yarn_frequencies
+from dlm_core.paged_cache import PagedKVCache, PagePool
 from dlm_kernels import DeviceError, new_error_word, raise_on_error
 from dlm_kernels.backend import checked_contents
 
@@ -34,6 +35,18 @@ def tokens_of(shape: tuple[int, ...], model: Model, seed: int = 0) -> torch.Tens
 
 def in_bfloat16(model: Model) -> Model:
     return copy.deepcopy(model).to(torch.bfloat16)
+
+
+def of_one_layer(model: Model) -> KVCache:
+    config = dataclasses.replace(model.config, num_hidden_layers=1)
+    return KVCache(config, 1, 128, device=model.device, dtype=model.dtype)
+
+
+def of_one_page(model: Model, max_length: int) -> PagedKVCache:
+    """A cache of 16 tokens over tensors of a caller, who states a bound on its length."""
+    pool = PagePool(model.config, 1, 16, device=model.device, dtype=model.dtype)
+    table = torch.zeros(1, 1, dtype=torch.int32)
+    return PagedKVCache.over(pool, table, table[0], max_length)
 
 
 def ministral3_config(config: ModelConfig):
@@ -163,6 +176,26 @@ def test_block_that_does_not_fit_is_an_error_before_anything_runs(tiny: Model) -
         (
             lambda tiny: tiny(tokens_of((1, 4), tiny), cache_for(in_bfloat16(tiny)), causal=True),
             "cache holds torch.bfloat16; it must hold torch.float32",
+        ),
+        (
+            lambda tiny: tiny(tokens_of((1, 4), tiny), of_one_layer(tiny), causal=True),
+            "cache has (layers, KV heads, head_dim) (1, 2, 32); the model has (4, 2, 32)",
+        ),
+        (
+            lambda tiny: tiny(tokens_of((1, 4), tiny), of_one_page(tiny, 13), causal=True),
+            "cache.max_length is 13; it must be at most 12, for the block goes behind it",
+        ),
+        (
+            lambda tiny: tiny(
+                tokens_of((1, 4), tiny), cache_for(tiny), causal=True, numerics="exact"
+            ),
+            "numerics is 'exact'; it must be one of batch_invariant, fast",
+        ),
+        (
+            lambda tiny: tiny(
+                tokens_of((1, 4), tiny), cache_for(tiny), causal=True, error=torch.zeros(1)
+            ),
+            "error is torch.float32; it must be int32",
         ),
     ],
 )

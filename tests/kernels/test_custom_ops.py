@@ -1,4 +1,4 @@
-"""The ops as torch.library custom ops: opcheck, torch.compile, CUDA graphs, no synchronisation."""
+"""The ops as torch.library knows them: opcheck, torch.compile, CUDA graphs, no synchronisation."""
 
 from collections.abc import Callable, Iterator
 

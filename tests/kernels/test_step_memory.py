@@ -95,11 +95,15 @@ def test_launchers_allocate_under_two_percent_of_float32_logits(
     counters = [empty(BATCH) for _ in range(3)]
     with Allocations() as allocations:
         asked = confidence.Selection(tokens.view(-1), MASK, banned, extras, extras, error)
-        token, probability, *_ = lm_head._launch(lm_head.HeadCall(hidden, weight, numerics, asked))
+        token, probability, *_ = lm_head._launch(
+            lm_head.LmHeadConfidenceCall(hidden, weight, numerics, asked)
+        )
         chosen = token.view(BATCH, BLOCK), probability.view(BATCH, BLOCK)
         state = BlockState(tokens, fixed, ints, floats, *counters, done)
         remask._launch(
-            remask.RemaskScatter(state, *chosen, *rule, None, None, None, VOCAB, MASK, EOS, error)
+            remask.RemaskScatterCall(
+                state, *chosen, *rule, None, None, None, VOCAB, MASK, EOS, error
+            )
         )
     parts = VOCAB // (2**23 // ROWS)
     product = ["head_kernel"] if numerics == "batch_invariant" else ["chunk_kernel"] * parts
