@@ -7,7 +7,6 @@ are predicted by the ceilings alone.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,21 +25,13 @@ from dlm_kernels import (
     rope_kv_write,
     rope_kv_write_cost,
 )
-from dlm_roofline.ceilings import launch_nothing
 from dlm_roofline.forward import WEIGHTS
 from dlm_roofline.op_rates import OpRate, op_rate
 
 from .cases import Case, attention_case, lm_head_case, remask_case
 from .timing import Call, Timer, nothing
 
-
-class Made(NamedTuple):
-    """What a call costs, the call, and what puts back what it changes."""
-
-    cost: Cost
-    run: Call
-    reset: Call = nothing
-
+Made = tuple[Cost, Call, Call]  # what a call costs, the call, what puts back what it changes
 
 # None is a size of a model that the bench times: what these reach has to predict others.
 FEATURES, STREAMING_ROWS, MULTIPLYING_ROWS = 6144, 24, 4096
@@ -50,10 +41,10 @@ CONFIG = replace(
 BATCH, CONTEXT = 16, 6144
 
 
-def measured_rate(timer: Timer, calls: list[Callable[[], Made]]) -> OpRate:
-    launch, found = timer.time(launch_nothing).median, []
-    for make in calls:
-        cost, run, reset = make()
+def measured_rate(timer: Timer, calls: list[Callable[[], Made]], launch: float) -> OpRate:
+    """launch: seconds of one that does nothing."""
+    found = []
+    for cost, run, reset in (make() for make in calls):
         found.append((cost, timer.time(run, reset=reset).median))
     return op_rate(found, launch)
 
@@ -75,12 +66,12 @@ def calls_of_ops(device: torch.device, dtype: torch.dtype) -> dict[str, list[Cal
             weight = quantize_weight(weight, weights)
             n_bytes = weight.n_bytes
         cost = linear_cost(rows, FEATURES, FEATURES, itemsize=size, weight_bytes=n_bytes)
-        return Made(cost, lambda: linear_partials(x, weight))
+        return cost, lambda: linear_partials(x, weight), nothing
 
     def norm() -> Made:
         x, update, weight = randn(rows, FEATURES), parts(rows, FEATURES), randn(FEATURES)
         cost = residual_norm_cost(rows, FEATURES, itemsize=size)
-        return Made(cost, lambda: residual_norm(x, update, weight, 1e-5))
+        return cost, lambda: residual_norm(x, update, weight, 1e-5), nothing
 
     def rotation() -> Made:
         heads = CONFIG.num_attention_heads, CONFIG.num_key_value_heads, CONFIG.head_dim
@@ -88,15 +79,16 @@ def calls_of_ops(device: torch.device, dtype: torch.dtype) -> dict[str, list[Cal
         cos, sin = torch.rand(2, 1, rows, heads[2] // 2, device=device)
         scale = torch.ones(1, rows, device=device)
         cost = rope_kv_write_cost(1, rows, *heads, itemsize=size)
-        return Made(cost, lambda: rope_kv_write(qkv, cos, sin, scale, kv_heads=heads[1]))
+        return cost, lambda: rope_kv_write(qkv, cos, sin, scale, kv_heads=heads[1]), nothing
 
     def silu() -> Made:
         both = parts(rows, 2 * FEATURES)
-        return Made(gated_silu_cost(rows, FEATURES, itemsize=size), lambda: gated_silu(both))
+        cost = gated_silu_cost(rows, FEATURES, itemsize=size)
+        return cost, lambda: gated_silu(both), nothing
 
     def of_case(case: Case) -> Made:
         work = case.build(device)
-        return Made(case.cost, work.run, work.reset)
+        return case.cost, work.run, work.reset
 
     streaming, multiplying = replace(CONFIG, block_size=2), CONFIG
     heads = [attention_case(BATCH, CONTEXT, dtype, config=x) for x in (streaming, multiplying)]

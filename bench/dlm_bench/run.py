@@ -18,7 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from triton.errors import TritonError
 
 from dlm_kernels import Cost
-from dlm_roofline.ceilings import RUNS, free_memory, measure_ceilings
+from dlm_roofline.ceilings import RUNS, free_memory, launch_nothing, measure_ceilings
 from dlm_roofline.forward import LINEAR, STEP_NAMES
 from dlm_roofline.memory import peak_memory
 from dlm_roofline.plots import draw
@@ -63,16 +63,18 @@ class Bench:
     def ops(self, *, quick: bool) -> None:
         timer = Timer(self.device, budget=0.05 if quick else 0.3)
         for case in op_cases(self.device.type, quick=quick):
-            what = f"{case.name} {in_words(case.shape)}"
-            self._attempt(what, partial(self._op, case, timer))
+            self._attempt(f"{case.name} {in_words(case.shape)}", partial(self._op, case, timer))
 
     def rates(self) -> None:
-        """What our ops reach on a GPU at shapes of no model, which predictions rest on."""
-        if self.device.type != "cuda":
-            return
+        """What our ops reach at shapes of no model, which predictions for a GPU rest on."""
         timer = Timer(self.device, budget=0.1)
+        launch = timer.time(launch_nothing).median
+
+        def rate(op: str, calls: list[Callable[[], Made]]) -> None:
+            self.record.ceilings.ops[op] = measured_rate(timer, calls, launch)
+
         for op, calls in calls_of_ops(self.device, torch.bfloat16).items():
-            self._attempt(f"rate of {op}", partial(self._rate, op, calls, timer))
+            self._attempt(f"rate of {op}", partial(rate, op, calls))
 
     def steps(self, subject: Subject) -> None:
         self.record.models[subject.name] = subject.config
@@ -80,9 +82,9 @@ class Bench:
         for planned in subject.planned:
             forward = planned.forward
             sizes = {"batch": forward.batch, "block": forward.block, "context": forward.context}
-            name = f"{STEP_NAMES[forward.kind]}, {in_words(sizes)}{forward.in_few_bits}"
-            run = partial(self._forward, subject, planned, timer)
-            self._attempt(f"{subject.name}: {name}", run)
+            kind = f"{subject.name}: {STEP_NAMES[forward.kind]}"
+            what = f"{kind}, {in_words(sizes)}{forward.in_few_bits}"
+            self._attempt(what, partial(self._forward, subject, planned, timer))
 
     def _attempt(self, what: str, run: Call) -> None:
         """Run it, or list it as skipped with the reason: no time or memory left, a device error, a
@@ -122,9 +124,6 @@ class Bench:
         what = ("op", case.name, None, None, case.shape, name_of(case.dtype))
         amounts = (case.cost.flops, case.cost.bytes, case.cost.exps)
         self.record.rows.append(Row(*what, *amounts, timing, peers, self._peak(work.run)))
-
-    def _rate(self, op: str, calls: list[Callable[[], Made]], timer: Timer) -> None:
-        self.record.ceilings.ops[op] = measured_rate(timer, calls)
 
     def _forward(self, subject: Subject, planned: Planned, timer: Timer) -> None:
         """Measure a forward, and its stages if they are planned."""
@@ -235,11 +234,11 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> int:
         record = BenchRecord(
             scope=scope, device=described, ceilings=ceilings, **made_by(_command(arguments), device)
         )
-        path = out / record.file_name
-        bench = Bench(record, path, device, progress)
+        bench = Bench(record, out / record.file_name, device, progress)
         try:
             bench.ops(quick=quick)
-            bench.rates()
+            if device.type == "cuda":
+                bench.rates()
             for subject in subjects:
                 bench.steps(subject)
         except (KeyboardInterrupt, DeviceLost) as error:
@@ -247,8 +246,8 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> int:
             progress.console.print(f"{why}: what was measured so far is kept", soft_wrap=True)
         else:
             record = replace(record, complete=True)
-    save(record, path)
-    _show(record, path)
+    save(record, bench.path)
+    _show(record, bench.path)
     return 0 if record.complete else 130
 
 

@@ -16,7 +16,7 @@ from ..acceptance import PUBLISHED, SMALL_MODEL_PROFILE, Profile, load_profile, 
 from ..records import BenchRecord, default_records, read
 from ..tables import Table, show
 from ..text import percent, three_digits
-from .machine import HOST, machine_of
+from .machine import FLOOR, HOST, machine_of
 from .ranking import LATENCY, OBJECTIVES, QUANTIZATIONS, Advice, advise
 
 READING = """
@@ -118,7 +118,7 @@ def _table(found: Sequence[Advice], objective: str, top: int) -> Table:
 
 def _cells(advice: Advice) -> dict[str, object]:
     setting = advice.setting
-    rates = ["at most " * advice.at_most + three_digits(rate)
+    rates = ["at most " * (advice.how_sure == FLOOR) + three_digits(rate)
              for rate in (advice.tokens_s_user, advice.tokens_s_device)]  # fmt: skip
     return {
         "mode": setting.name + " ★" * advice.front,

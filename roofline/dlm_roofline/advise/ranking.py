@@ -11,7 +11,7 @@ from ..acceptance import Profile, Setting
 from ..forward import WEIGHTS
 from ..memory import peak_memory
 from ..step_time import step_times
-from .machine import FLOOR, Machine
+from .machine import Machine
 
 # Share of a device's memory that a model may take; the rest is the driver's and the allocator's.
 MOST_MEMORY = 0.9
@@ -36,7 +36,7 @@ class Advice:
 
     quantization: one of QUANTIZATIONS.
     tokens_s_user, tokens_s_device: tokens/s of each request, and of the whole batch.
-    how_sure: one of `machine.CERTAINTIES`. at_most: time is a floor, so tokens/s are the most.
+    how_sure: one of `machine.CERTAINTIES`; where time is a floor, tokens/s are the most.
     bound_by: the stage predicted to take most of a cycle, and what holds it; see `StageTime`.
     memory_bytes: at the peak. fits: whether that leaves the device some room.
     front: of those that fit, none that is as fast for the user is as fast for the device, within
@@ -50,7 +50,6 @@ class Advice:
     tokens_s_user: float
     tokens_s_device: float
     how_sure: str
-    at_most: bool
     bound_by: str
     memory_bytes: int
     fits: bool
@@ -134,7 +133,6 @@ def _advice(
         tokens_s_user=rate,
         tokens_s_device=batch * rate,
         how_sure=how_sure,
-        at_most=how_sure == FLOOR,
         bound_by=f"{slowest}: {stages[slowest].held_by}",
         memory_bytes=memory,
         fits=machine.memory is None or memory <= MOST_MEMORY * machine.memory,
